@@ -1,1 +1,20 @@
-//! Placeholder.
+//! plaintapd streams the plaintext of TLS connections on an Android or Linux device.
+//!
+//! `run` is the program: it reads the command line, opens the listener, and splits into two processes. The attaching
+//! half (`attach`) is privileged, finds TLS libraries and puts probes on them, and never reads from the network; the
+//! serving half (`serve`) drains the ring that the probes fill and talks to clients. They speak over `link`.
+
+pub mod args;
+pub mod attach;
+pub mod capture;
+pub mod classify;
+pub mod discover;
+pub mod flow;
+pub mod link;
+pub mod log;
+pub mod run;
+pub mod serve;
+pub mod server;
+pub mod stream;
+
+pub use run::main;

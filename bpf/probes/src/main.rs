@@ -1,2 +1,22 @@
+//! plaintap's eBPF programs.
+//!
+//! `calls` watches a TLS library's read and write functions and sends what they carried; `sockets` finds out which TCP
+//! connection an SSL object speaks over; `state` owns the maps that both use. Nothing here knows the layout of a TLS
+//! library's structs: function arguments, results and the socket hooks say all that is needed.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod calls;
+mod sockets;
+mod state;
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The verifier refuses a program in which a panic could be reached.
+    loop {}
+}

@@ -1,0 +1,65 @@
+//! The ring's records, typed and checked.
+
+use plaintap_abi::{CLASSES, Header};
+
+/// One record: what was captured, and what of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// When, who and where.
+    pub header: Header,
+    /// The plaintext; never empty.
+    pub payload: &'a [u8],
+}
+
+/// Bytes that are no record of ours.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a record of {length} bytes makes no sense")]
+pub struct Malformed {
+    length: usize,
+}
+
+impl<'a> Record<'a> {
+    /// Reads the record that `bytes` hold.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed { length: bytes.len() };
+        let Some((header, data)) = bytes.split_at_checked(size_of::<Header>()) else {
+            return Err(malformed);
+        };
+        let header: Header = bytemuck::pod_read_unaligned(header);
+        let payload = data.get(..header.length as usize).filter(|payload| !payload.is_empty());
+        match payload {
+            // The kernel rounds a record up to 8 bytes.
+            Some(payload) if CLASSES.iter().any(|class| class.next_multiple_of(8) == data.len()) => {
+                Ok(Self { header, payload })
+            }
+            _ => Err(malformed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(class: usize, length: u32) -> Vec<u8> {
+        let header = Header { length, pid: 7, ..Header::default() };
+        let mut bytes = bytemuck::bytes_of(&header).to_vec();
+        bytes.extend((0..class).map(|index| index as u8));
+        bytes
+    }
+
+    #[test]
+    fn a_record_holds_as_much_as_its_header_says() {
+        let bytes = bytes(256, 3);
+        let record = Record::parse(&bytes).unwrap();
+        assert_eq!((record.header.pid, record.payload), (7, &[0, 1, 2][..]));
+    }
+
+    #[test]
+    fn a_record_that_claims_too_much_or_has_no_class_is_refused() {
+        for (class, length) in [(256, 257), (256, 0), (256, u32::MAX), (255, 1), (0, 0), (16385, 1)] {
+            assert!(Record::parse(&bytes(class, length)).is_err(), "{class} {length}");
+        }
+        assert!(Record::parse(&[0; 111]).is_err());
+    }
+}

@@ -1,0 +1,62 @@
+//! Functions of an ELF file and their file offsets.
+//!
+//! A uprobe wants a file offset: a symbol's address is converted through the segment that holds it, as the two differ in
+//! many libraries (by 0x10000 in Android 14's libssl.so).
+
+use std::fs::File;
+
+use object::{
+    LittleEndian, ReadCache,
+    elf::{EM_AARCH64, EM_X86_64, FileHeader64, PF_X, PT_LOAD, STT_FUNC},
+    read::elf::{FileHeader, ProgramHeader, Sym},
+};
+
+use super::Function;
+
+#[cfg(target_arch = "x86_64")]
+const MACHINE: u16 = EM_X86_64;
+#[cfg(target_arch = "aarch64")]
+const MACHINE: u16 = EM_AARCH64;
+
+/// The functions that `file` exports, with their file offsets; an error says what the file is instead of a library.
+pub fn functions(file: File) -> Result<Vec<(Function, u64)>, &'static str> {
+    const BROKEN: &str = "its ELF structure is broken";
+    let data = &ReadCache::new(file);
+    let header = FileHeader64::<LittleEndian>::parse(data).map_err(|_| "it is not a 64-bit ELF file")?;
+    let endian = header.endian().map_err(|_| "it is not little-endian")?;
+    match header.e_machine(endian) {
+        machine if machine == MACHINE => {}
+        EM_AARCH64 | EM_X86_64 => return Err("it is for another CPU"),
+        _ => return Err("it is for an unknown CPU"),
+    }
+    let segments = header.program_headers(endian, data).map_err(|_| BROKEN)?;
+    let sections = header.sections(endian, data).map_err(|_| BROKEN)?;
+    let symbols = sections.symbols(endian, data, object::elf::SHT_DYNSYM).map_err(|_| BROKEN)?;
+    let mut found = Vec::new();
+    for function in Function::ALL {
+        let offset = symbols
+            .iter()
+            .filter(|symbol| symbol.st_type() == STT_FUNC && symbol.is_definition(endian, symbols.strings()))
+            .find(|symbol| symbol.name(endian, symbols.strings()) == Ok(function.name().as_bytes()))
+            .map(|symbol| symbol.st_value(endian));
+        if let Some(address) = offset {
+            found.push((function, file_offset(segments, endian, address).ok_or(BROKEN)?));
+        }
+    }
+    Ok(found)
+}
+
+/// The file offset of the code at `address`, through the executable segment that holds it.
+fn file_offset(
+    segments: &[object::elf::ProgramHeader64<LittleEndian>],
+    endian: LittleEndian,
+    address: u64,
+) -> Option<u64> {
+    segments
+        .iter()
+        .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_flags(endian) & PF_X != 0)
+        .find_map(|segment| {
+            let inside = address.checked_sub(segment.p_vaddr(endian))?;
+            (inside < segment.p_filesz(endian)).then_some(segment.p_offset(endian).checked_add(inside)?)
+        })
+}

@@ -1,0 +1,132 @@
+//! Where on this system the TLS code is: files, and the file offsets of the functions to probe.
+//!
+//! A uprobe belongs to an inode, so one target covers every process that maps the file, now or later.
+
+mod elf;
+mod places;
+
+use std::{
+    collections::HashSet,
+    fmt,
+    fs::File,
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::OFlag;
+
+/// A function that the probes know how to watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Function {
+    /// `int SSL_read(SSL *ssl, void *buf, int num)`
+    SslRead,
+    /// `int SSL_write(SSL *ssl, const void *buf, int num)`
+    SslWrite,
+}
+
+impl Function {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::SslRead, Self::SslWrite];
+
+    /// Its symbol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SslRead => "SSL_read",
+            Self::SslWrite => "SSL_write",
+        }
+    }
+}
+
+/// A file to put probes on.
+#[derive(Debug)]
+pub struct Target {
+    /// Where the file was found.
+    pub path: PathBuf,
+    /// What to probe, each at its offset in the file in bytes; at least one.
+    pub functions: Vec<(Function, u64)>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "library={} functions=", self.path.display())?;
+        for (index, (function, _)) in self.functions.iter().enumerate() {
+            write!(f, "{}{}", if index == 0 { "" } else { "," }, function.name())?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a file can't be probed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be opened or read.
+    #[error("can't read the library {path}; check the path and that this user may read it")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no ELF file of this device's kind.
+    #[error(
+        "{path} is no library for this device: {why}; name a 64-bit ELF file for {}",
+        std::env::consts::ARCH
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        why: &'static str,
+    },
+    /// It is sound, and has nothing to probe.
+    #[error(
+        "{path} exports neither SSL_read nor SSL_write; name the file that contains BoringSSL or OpenSSL"
+    )]
+    NoFunctions {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Nothing usable stands in the usual places.
+    #[error("no TLS library found in the usual places; name one with --library PATH")]
+    Nothing,
+}
+
+/// The targets in the files that a person named; an error names the first file that is not usable.
+pub fn named(paths: &[PathBuf]) -> Result<Vec<Target>, Error> {
+    let mut seen = HashSet::new();
+    paths.iter().map(|path| examine(path, &mut seen)).filter_map(Result::transpose).collect()
+}
+
+/// The targets in the system's usual places. What is there and not usable is logged.
+pub fn scan() -> Result<Vec<Target>, Error> {
+    let mut seen = HashSet::new();
+    let mut targets = Vec::new();
+    for path in places::candidates(Path::new("/")) {
+        match examine(&path, &mut seen) {
+            Ok(target) => targets.extend(target),
+            Err(error) => log::warn!("not attached: {}", crate::run::chain(&error)),
+        }
+    }
+    if targets.is_empty() { Err(Error::Nothing) } else { Ok(targets) }
+}
+
+/// The target in one file; none if the same file was seen under another name.
+fn examine(path: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<Option<Target>, Error> {
+    let unreadable = |source| Error::Read { path: path.into(), source };
+    // Not to block on a FIFO that was put in a library's place.
+    let file =
+        File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(Error::Foreign { path: path.into(), why: "it is not a regular file" });
+    }
+    if !seen.insert((metadata.dev(), metadata.ino())) {
+        return Ok(None);
+    }
+    let functions = elf::functions(file).map_err(|why| Error::Foreign { path: path.into(), why })?;
+    if functions.is_empty() {
+        return Err(Error::NoFunctions { path: path.into() });
+    }
+    Ok(Some(Target { path: path.into(), functions }))
+}

@@ -1,0 +1,197 @@
+//! How the attaching half speaks to the serving half: fixed-size records over a socketpair.
+//!
+//! The serving half only listens. The end of either process is the end of the link, which the other takes as its own.
+
+use std::{
+    io::{IoSlice, IoSliceMut},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+        socketpair,
+    },
+};
+
+use crate::log::MAX_LINE;
+
+/// Bytes of a record: kind, length of the text in two bytes, a spare byte, text.
+const RECORD: usize = 1024;
+const TEXT: usize = 4;
+
+const _: () = assert!(TEXT + MAX_LINE <= RECORD);
+
+/// What the attaching half says.
+#[derive(Debug)]
+pub enum Message {
+    /// A line of its log.
+    Log(String),
+    /// The probes are in place. What they fill comes along.
+    Ready {
+        /// The ring's map.
+        ring: OwnedFd,
+        /// The counters' map.
+        counters: OwnedFd,
+    },
+    /// Take leave of the clients, and end.
+    Stop,
+}
+
+const LOG: u8 = 1;
+const READY: u8 = 2;
+const STOP: u8 = 3;
+
+/// Why the link failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error("the link between them failed")]
+    System(#[from] Errno),
+    /// The record is none of ours.
+    #[error("a record between them makes no sense")]
+    Malformed,
+}
+
+/// One end of the link.
+#[derive(Debug)]
+pub struct Link {
+    socket: OwnedFd,
+}
+
+impl Link {
+    /// Both ends.
+    pub fn pair() -> Result<(Self, Self), Error> {
+        let (one, other) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((Self { socket: one }, Self { socket: other }))
+    }
+
+    /// Sends a line of the log; never waits: a line that finds no room is in stderr at least.
+    pub fn log(&self, line: &str) {
+        let _ = self.send(LOG, line, &[], MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Says that the probes are in place.
+    pub fn ready(&self, ring: BorrowedFd<'_>, counters: BorrowedFd<'_>) -> Result<(), Error> {
+        self.send(READY, "", &[ring.as_raw_fd(), counters.as_raw_fd()], MsgFlags::empty())
+    }
+
+    /// Asks the other half to end.
+    pub fn stop(&self) -> Result<(), Error> {
+        self.send(STOP, "", &[], MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn send(&self, kind: u8, text: &str, fds: &[RawFd], flags: MsgFlags) -> Result<(), Error> {
+        let mut record = [0; RECORD];
+        let text = text.get(..text.floor_char_boundary_at(MAX_LINE)).unwrap_or_default();
+        record[0] = kind;
+        record[1..3].copy_from_slice(&(text.len() as u16).to_ne_bytes());
+        record[TEXT..TEXT + text.len()].copy_from_slice(text.as_bytes());
+        let rights = [ControlMessage::ScmRights(fds)];
+        let rights = if fds.is_empty() { &[][..] } else { &rights };
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&record)], rights, flags, None)?;
+        Ok(())
+    }
+
+    /// Waits for the next message; `None` once the other half is gone.
+    pub fn receive(&self) -> Result<Option<Message>, Error> {
+        self.receive_with(MsgFlags::empty())
+    }
+
+    /// The next message if there is one now: `Err(EAGAIN)` if not.
+    pub fn try_receive(&self) -> Result<Option<Message>, Error> {
+        self.receive_with(MsgFlags::MSG_DONTWAIT)
+    }
+
+    fn receive_with(&self, flags: MsgFlags) -> Result<Option<Message>, Error> {
+        let mut record = [0; RECORD];
+        let mut control = nix::cmsg_space!([RawFd; 2]);
+        let mut parts = [IoSliceMut::new(&mut record)];
+        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+        let received = loop {
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) => return Ok(None),
+                received => break received?,
+            }
+        };
+        let mut fds = Vec::new();
+        for message in received.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(rights) = message {
+                // SAFETY: the kernel made these for us just now; nobody else knows them.
+                #[expect(unsafe_code, reason = "file descriptors from a message")]
+                fds.extend(rights.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        let length = received.bytes;
+        match length {
+            0 => return Ok(None),
+            RECORD => {}
+            _ => return Err(Error::Malformed),
+        }
+        let text_length = usize::from(u16::from_ne_bytes([record[1], record[2]]));
+        let text = record.get(TEXT..TEXT + text_length).ok_or(Error::Malformed)?;
+        match record[0] {
+            LOG => Ok(Some(Message::Log(String::from_utf8_lossy(text).into_owned()))),
+            READY => match <[OwnedFd; 2]>::try_from(fds) {
+                Ok([ring, counters]) => Ok(Some(Message::Ready { ring, counters })),
+                Err(_) => Err(Error::Malformed),
+            },
+            STOP => Ok(Some(Message::Stop)),
+            _ => Err(Error::Malformed),
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// `str::floor_char_boundary`, which our oldest Rust lacks.
+trait FloorCharBoundary {
+    fn floor_char_boundary_at(&self, most: usize) -> usize;
+}
+
+impl FloorCharBoundary for str {
+    fn floor_char_boundary_at(&self, most: usize) -> usize {
+        (0..=most.min(self.len())).rev().find(|at| self.is_char_boundary(*at)).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_arrive_in_order_and_whole_up_to_the_longest() {
+        let (here, there) = Link::pair().unwrap();
+        here.log("one");
+        here.log(&"é".repeat(MAX_LINE));
+        here.stop().unwrap();
+        assert!(matches!(there.receive(), Ok(Some(Message::Log(line))) if line == "one"));
+        assert!(matches!(there.receive(), Ok(Some(Message::Log(line))) if line == "é".repeat(MAX_LINE / 2)));
+        assert!(matches!(there.receive(), Ok(Some(Message::Stop))));
+        assert!(matches!(there.try_receive(), Err(Error::System(Errno::EAGAIN))));
+    }
+
+    #[test]
+    fn descriptors_come_along_with_ready() {
+        let (here, there) = Link::pair().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        here.ready(file.as_fd(), file.as_fd()).unwrap();
+        assert!(matches!(there.receive(), Ok(Some(Message::Ready { .. }))));
+    }
+
+    #[test]
+    fn the_end_of_one_half_ends_the_link() {
+        let (here, there) = Link::pair().unwrap();
+        drop(here);
+        assert!(matches!(there.receive(), Ok(None)));
+        there.log("nobody hears this, and nothing comes of it");
+    }
+}

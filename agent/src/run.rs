@@ -1,0 +1,146 @@
+//! The program from start to exit code: command line, listener, and the split into two processes.
+//!
+//! The listener comes first, so that a second agent on the same port touches nothing; the fork comes before the first
+//! use of async-io, which starts a thread, and before the eBPF loader, so that the serving half never has its memory.
+
+use std::{
+    io::{self, Write},
+    net::TcpListener,
+    process::ExitCode,
+};
+
+use nix::{
+    sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+    unistd::{ForkResult, fork},
+};
+
+use crate::{
+    args::{self, Args, Parsed},
+    attach, capture, discover, link, serve,
+};
+
+/// Why the program ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line makes no sense.
+    #[error(transparent)]
+    Usage(#[from] args::UsageError),
+    /// The listener's address is taken.
+    #[error(
+        "{0} is in use; end what listens there, or choose another port with --ecaptureq ws://127.0.0.1:PORT/"
+    )]
+    AddressInUse(std::net::SocketAddr),
+    /// The listener can't be made.
+    #[error("can't listen on {address}")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No library can be probed.
+    #[error(transparent)]
+    Discover(#[from] discover::Error),
+    /// The kernel won't have it.
+    #[error(transparent)]
+    Capture(#[from] capture::Error),
+    /// The halves can't speak to each other.
+    #[error("the two halves of plaintapd lost each other")]
+    Link(#[from] link::Error),
+    /// The serving half ended by itself.
+    #[error("the serving half of plaintapd ended unexpectedly: {0}")]
+    HalfGone(String),
+    /// A system call failed that should not.
+    #[error("can't {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The exit code that scripts can tell it by.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Capture(capture::Error::NotPermitted { .. }) => 3,
+            Self::Capture(_) => 4,
+            Self::AddressInUse(_) => 5,
+            Self::Discover(_) => 6,
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 3,
+            Self::Listen { .. } | Self::Link(_) | Self::HalfGone(_) | Self::System { .. } => 1,
+        }
+    }
+
+    /// For `map_err`: a failed system call, and what it was for.
+    pub fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System { what, source: source.into() }
+    }
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to tell when stderr is gone.
+            let _ = writeln!(io::stderr(), "plaintapd: {}", chain(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// An error and its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        // Some libraries repeat their source in their own message.
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+fn run() -> Result<(), Error> {
+    let arguments = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let args = match args::parse(arguments)? {
+        Parsed::Run(args) => args,
+        Parsed::Print(text) => {
+            let _ = io::stdout().write_all(text.as_bytes());
+            return Ok(());
+        }
+    };
+    let listener = listen(&args)?;
+    // Both halves: the attaching one waits for these signals, and tells the serving one.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None).map_err(Error::system("block signals"))?;
+    let (ours, theirs) = link::Link::pair()?;
+    // SAFETY: no thread was started yet.
+    #[expect(unsafe_code, reason = "fork")]
+    match unsafe { fork() }.map_err(Error::system("start the serving half"))? {
+        ForkResult::Child => {
+            drop(ours);
+            serve::run(theirs, listener, &args)
+        }
+        ForkResult::Parent { child } => {
+            drop((theirs, listener));
+            attach::run(ours, &args, &signals, child)
+        }
+    }
+}
+
+fn listen(args: &Args) -> Result<TcpListener, Error> {
+    let address = args.ecaptureq.0;
+    TcpListener::bind(address).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => Error::AddressInUse(address),
+        _ => Error::Listen { address, source },
+    })
+}

@@ -1,0 +1,188 @@
+//! The serving half: drains the ring, keeps the stream, and talks to clients. One thread, one executor.
+//!
+//! Owns the mapped ring. It ends when the attaching half says so, or is gone.
+
+use std::{
+    io::Read,
+    net::TcpListener,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Map, MapData, RingBuf};
+use nix::errno::Errno;
+use smol::{Async, LocalExecutor, Timer, channel, future};
+
+use crate::{
+    args::Args,
+    capture::{
+        counters::{Counters, Losses},
+        ring::Record,
+    },
+    flow::{Clock, Flow},
+    link::{self, Link, Message},
+    run::Error,
+    server::Server,
+    stream::Stream,
+};
+
+/// Records drained before other tasks get a turn: at most 4 MiB of payload.
+const SLICE: usize = 256;
+/// Lines of our own log on their way to the stream. More at once are in stderr only.
+const LOG_LINES: usize = 256;
+
+/// Runs until the attaching half ends, or asks for the end.
+pub fn run(link: Link, listener: TcpListener, args: &Args) -> Result<(), Error> {
+    let mut early = Vec::new();
+    let (ring, counters) = loop {
+        match link.receive()? {
+            Some(Message::Log(line)) => early.push(line),
+            Some(Message::Ready { ring, counters }) => break (ring, counters),
+            // It has said itself why it can't go on.
+            Some(Message::Stop) | None => return Ok(()),
+        }
+    };
+    let ring = map_ring(ring).map_err(Error::system("map the ring buffer"))?;
+    let counters = Counters::new(counters).map_err(Error::system("map the counters"))?;
+    let mut stream = Stream::new(run_id()?, args.journal_size.0);
+    for line in early {
+        stream.log(&line);
+    }
+    let (lines, new_lines) = channel::bounded(LOG_LINES);
+    crate::log::start(
+        args.log_level,
+        Box::new(move |line| {
+            let _ = lines.try_send(line.to_owned());
+        }),
+    );
+    let server = Server::new(stream, counters);
+    let executor = Rc::new(LocalExecutor::new());
+    let main = async {
+        let address = listener.local_addr().map_err(Error::system("listen"))?;
+        let listener = Async::new(listener).map_err(Error::system("listen"))?;
+        executor.spawn(keep_log(Rc::clone(&server), new_lines)).detach();
+        executor.spawn(Rc::clone(&server).accept(Rc::clone(&executor), listener)).detach();
+        log::info!("listening url=ws://{address}/");
+        let mut drain = Drain {
+            ring,
+            flow: Flow::default(),
+            server: &server,
+            told: Losses::default(),
+            next_tell: Instant::now(),
+        };
+        future::or(drain.run(), follow(&link, &server)).await?;
+        // The probes are gone; this is the last of what they sent.
+        while drain.slice() {}
+        server.wake();
+        server.stop().await;
+        Ok(())
+    };
+    smol::block_on(executor.run(main))
+}
+
+fn map_ring(ring: OwnedFd) -> std::io::Result<RingBuf<MapData>> {
+    let data = MapData::from_fd(ring).map_err(std::io::Error::other)?;
+    RingBuf::try_from(Map::RingBuf(data)).map_err(std::io::Error::other)
+}
+
+/// 16 hexadecimal digits, another value each time.
+fn run_id() -> Result<String, Error> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(Error::system("read /dev/urandom"))?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
+
+/// Puts our own log lines into the stream.
+async fn keep_log(server: Rc<Server>, lines: channel::Receiver<String>) {
+    while let Ok(line) = lines.recv().await {
+        server.stream.borrow_mut().log(&line);
+        server.wake();
+    }
+}
+
+/// Takes in what the attaching half says, until it says stop or is gone.
+async fn follow(link: &Link, server: &Server) -> Result<(), Error> {
+    let ready = Async::new_nonblocking(link.as_fd()).map_err(Error::system("watch the other half"))?;
+    loop {
+        match link.try_receive() {
+            Ok(Some(Message::Log(line))) => {
+                server.stream.borrow_mut().log(&line);
+                server.wake();
+            }
+            Ok(Some(Message::Ready { .. })) => {}
+            Ok(Some(Message::Stop) | None) => return Ok(()),
+            Err(link::Error::System(Errno::EAGAIN)) => {
+                ready.readable().await.map_err(Error::system("watch the other half"))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Moves records from the ring to the journal.
+struct Drain<'a> {
+    ring: RingBuf<MapData>,
+    flow: Flow,
+    server: &'a Server,
+    /// The losses that the log has told of.
+    told: Losses,
+    next_tell: Instant,
+}
+
+impl Drain<'_> {
+    /// Drains the ring whenever there is something in it, for ever.
+    async fn run(&mut self) -> Result<(), Error> {
+        let fd = self.ring.as_fd().try_clone_to_owned().map_err(Error::system("watch the ring buffer"))?;
+        // epoll alone decides when to read; the descriptor itself is never read from.
+        let ready = Async::new_nonblocking(fd).map_err(Error::system("watch the ring buffer"))?;
+        loop {
+            while self.slice() {
+                future::yield_now().await;
+            }
+            let wait = async { ready.readable().await.map_err(Error::system("watch the ring buffer")) };
+            if self.server.losses() == self.told {
+                wait.await?;
+            } else {
+                // What was lost last must be told even if nothing comes after it.
+                let tell = async {
+                    Timer::at(self.next_tell).await;
+                    Ok(())
+                };
+                future::or(wait, tell).await?;
+            }
+        }
+    }
+
+    /// Drains a bounded number of records; says whether there may be more.
+    fn slice(&mut self) -> bool {
+        let clock = Clock::now();
+        let mut drained = 0;
+        while drained < SLICE {
+            let Some(item) = self.ring.next() else { break };
+            match Record::parse(&item) {
+                Ok(record) => self.server.stream.borrow_mut().event(self.flow.event(&record, clock)),
+                Err(error) => log::error!("{error}"),
+            }
+            drained += 1;
+        }
+        if drained > 0 {
+            self.server.wake();
+        }
+        self.tell_losses();
+        drained == SLICE
+    }
+
+    /// Says in the log that something was lost, at most once a second.
+    fn tell_losses(&mut self) {
+        let losses = self.server.losses();
+        if losses == self.told || Instant::now() < self.next_tell {
+            return;
+        }
+        log::warn!("lost before the journal: lost_events={} lost_bytes={}", losses.events, losses.bytes);
+        self.told = losses;
+        self.next_tell = Instant::now() + Duration::from_secs(1);
+    }
+}

@@ -1,0 +1,183 @@
+//! The eCaptureQ server: accepts clients, admits them, and runs a session for each. One thread, one executor.
+//!
+//! Owns the stream and all that sessions share.
+
+mod handshake;
+mod session;
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::{SocketAddr, TcpStream},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use async_tungstenite::WebSocketStream;
+use event_listener::{Event, EventListener};
+use smol::{Async, LocalExecutor, Timer, future};
+use tungstenite::protocol::{Role, WebSocketConfig};
+
+use crate::{
+    capture::counters::{Counters, Losses},
+    log::Limiter,
+    stream::Stream,
+};
+
+/// Clients at a time; each costs memory for what it is being sent.
+const MAX_CLIENTS: u32 = 64;
+/// Connections that have not finished their handshake, at a time.
+const MAX_HANDSHAKES: u32 = 16;
+/// Incoming messages are read and dropped; none needs to be larger.
+const MAX_INCOMING: usize = 64 << 10;
+/// How long a client may take to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The server's state.
+pub struct Server {
+    /// What clients are sent.
+    pub stream: RefCell<Stream>,
+    counters: Counters,
+    changed: Event,
+    stopping: Cell<bool>,
+    clients: Cell<u32>,
+    handshakes: Cell<u32>,
+    limiter: RefCell<Limiter>,
+}
+
+/// One of something that is limited, for as long as it lives.
+struct Place<'a>(&'a Cell<u32>);
+
+impl<'a> Place<'a> {
+    fn take(count: &'a Cell<u32>, most: u32) -> Option<Self> {
+        (count.get() < most).then(|| {
+            count.set(count.get() + 1);
+            Self(count)
+        })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Server {
+    /// A server for `stream` that tells of the losses in `counters`.
+    pub fn new(stream: Stream, counters: Counters) -> Rc<Self> {
+        Rc::new(Self {
+            stream: RefCell::new(stream),
+            counters,
+            changed: Event::new(),
+            stopping: Cell::new(false),
+            clients: Cell::new(0),
+            handshakes: Cell::new(0),
+            limiter: RefCell::new(Limiter::new(Instant::now())),
+        })
+    }
+
+    /// Wakes the sessions, after something was added to the stream.
+    pub fn wake(&self) {
+        self.changed.notify(usize::MAX);
+    }
+
+    /// What was lost before the journal.
+    pub fn losses(&self) -> Losses {
+        self.counters.losses()
+    }
+
+    /// Accepts clients at `listener` for ever.
+    pub async fn accept<'a>(
+        self: Rc<Self>,
+        executor: Rc<LocalExecutor<'a>>,
+        listener: Async<std::net::TcpListener>,
+    ) where
+        Self: 'a,
+    {
+        loop {
+            match listener.accept().await {
+                Ok((socket, peer)) => {
+                    let server = Rc::clone(&self);
+                    executor.spawn(async move { server.connection(socket, peer).await }).detach();
+                }
+                Err(error) => {
+                    // Out of descriptors, or a connection that was gone before it was taken.
+                    self.note(|| format!("can't accept a client: {error}"));
+                    Timer::after(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Takes leave of all clients, bounded in time.
+    pub async fn stop(&self) {
+        self.stopping.set(true);
+        let all_gone = async {
+            while self.clients.get() > 0 {
+                let listener = self.changed();
+                self.wake();
+                listener.await;
+                future::yield_now().await;
+            }
+        };
+        let late = async {
+            Timer::after(FAREWELL * 3).await;
+        };
+        future::or(all_gone, late).await;
+    }
+
+    fn changed(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    /// Logs what a client caused, unless clients cause too much.
+    fn note(&self, text: impl FnOnce() -> String) {
+        match self.limiter.borrow_mut().pass(Instant::now()) {
+            Some(0) => log::info!("{}", text()),
+            Some(suppressed) => log::info!("{} suppressed_lines={suppressed}", text()),
+            None => {}
+        }
+    }
+
+    async fn connection(&self, mut socket: Async<TcpStream>, peer: SocketAddr) {
+        let Some(handshake) = Place::take(&self.handshakes, MAX_HANDSHAKES) else {
+            self.note(|| format!("refused client peer={peer}: too many unfinished handshakes"));
+            return;
+        };
+        let run_id = self.stream.borrow().run_id().to_owned();
+        let full = || self.clients.get() >= MAX_CLIENTS;
+        let rest = match handshake::admit(&mut socket, &run_id, full).await {
+            Ok(rest) => rest,
+            Err(error) => {
+                self.note(|| format!("refused client peer={peer}: {}", crate::run::chain(&error)));
+                return;
+            }
+        };
+        drop(handshake);
+        let Some(place) = Place::take(&self.clients, MAX_CLIENTS) else { return };
+        self.note(|| format!("client connected peer={peer} clients={}", self.clients.get()));
+        // An event is one small message at most times, and somebody is waiting for it.
+        let _ = socket.get_ref().set_nodelay(true);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(4 << 10)
+            .write_buffer_size(32 << 10)
+            .max_write_buffer_size(256 << 10)
+            .max_message_size(Some(MAX_INCOMING))
+            .max_frame_size(Some(MAX_INCOMING));
+        let socket = WebSocketStream::from_partially_read(socket, rest, Role::Server, Some(config)).await;
+        let end = session::run(self, socket).await;
+        drop(place);
+        self.note(|| format!("client gone peer={peer} clients={}: {end}", self.clients.get()));
+        self.wake();
+    }
+}
+
+/// `work`, or an error when it takes longer than `limit`.
+async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let late = async {
+        Timer::after(limit).await;
+        Err(io::ErrorKind::TimedOut.into())
+    };
+    future::or(work, late).await
+}

@@ -1,0 +1,181 @@
+//! What clients are sent: the journal, the logbuff, and heartbeats.
+//!
+//! Owns both and the run's totals. Every message is encoded once, whatever the number of clients.
+
+mod journal;
+mod logbuff;
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use plaintap_proto::{Event, Heartbeat, LogEntry, LogType, log_entry::Payload};
+use prost::Message;
+
+use crate::capture::counters::Losses;
+
+use journal::Journal;
+pub use journal::{Cursor, Item};
+use logbuff::Logbuff;
+
+/// The stream of one run.
+#[derive(Debug)]
+pub struct Stream {
+    run_id: String,
+    started: Instant,
+    journal: Journal,
+    logbuff: Logbuff,
+    captured_events: u64,
+    captured_bytes: u64,
+}
+
+/// What one client's heartbeat tells of that client.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Session {
+    /// How many heartbeats it got.
+    pub heartbeats: i64,
+    /// The last journal message that it was sent.
+    pub last_seq: u64,
+    /// What it missed, being too slow.
+    pub missed_messages: u64,
+    /// Their encoded bytes.
+    pub missed_bytes: u64,
+}
+
+impl Stream {
+    /// An empty stream whose journal takes at most `journal_size` bytes.
+    pub fn new(run_id: String, journal_size: usize) -> Self {
+        Self {
+            run_id,
+            started: Instant::now(),
+            journal: Journal::new(journal_size),
+            logbuff: Logbuff::default(),
+            captured_events: 0,
+            captured_bytes: 0,
+        }
+    }
+
+    /// The run's name: 16 hexadecimal digits.
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    /// Adds an event for all clients.
+    pub fn event(&mut self, event: Event) {
+        self.captured_events += 1;
+        self.captured_bytes += event.payload.len() as u64;
+        let entry = LogEntry {
+            log_type: LogType::Event.into(),
+            seq: self.journal.next_seq(),
+            payload: Some(Payload::EventPayload(event)),
+        };
+        self.journal.append(entry.encode_to_vec().into());
+    }
+
+    /// Adds a line of the program's log for all clients, those that come later included.
+    pub fn log(&mut self, line: &str) {
+        let seq = self.journal.next_seq();
+        let message = run_log(line, seq);
+        self.logbuff.append(seq, message.clone());
+        self.journal.append(message);
+    }
+
+    /// Where the journal ends: a client that starts here gets what comes from now on.
+    pub fn end(&self) -> Cursor {
+        self.journal.end()
+    }
+
+    /// The kept log lines before `cursor`.
+    pub fn kept_logs(&self, cursor: Cursor) -> Vec<Bytes> {
+        self.logbuff.before(cursor.seq())
+    }
+
+    /// What stands at `cursor`, which moves past it; none at the journal's end.
+    pub fn read(&self, cursor: &mut Cursor) -> Option<Item> {
+        self.journal.read(cursor)
+    }
+
+    /// A heartbeat for one client; `clients` are connected.
+    pub fn heartbeat(&self, session: &Session, losses: Losses, clients: u32) -> Bytes {
+        let count = session.heartbeats;
+        let heartbeat = Heartbeat {
+            timestamp: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64),
+            count,
+            message: format!("heartbeat:{count}"),
+            run_id: self.run_id.clone(),
+            last_seq: session.last_seq,
+            captured_events: self.captured_events,
+            captured_bytes: self.captured_bytes,
+            lost_events: losses.events,
+            lost_bytes: losses.bytes,
+            missed_messages: session.missed_messages,
+            missed_bytes: session.missed_bytes,
+            clients,
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+        };
+        let entry = LogEntry {
+            log_type: LogType::Heartbeat.into(),
+            seq: 0,
+            payload: Some(Payload::HeartbeatPayload(heartbeat)),
+        };
+        entry.encode_to_vec().into()
+    }
+}
+
+/// A log line as a message; `seq` 0 if it is for one client only.
+pub fn run_log(line: &str, seq: u64) -> Bytes {
+    let entry =
+        LogEntry { log_type: LogType::ProcessLog.into(), seq, payload: Some(Payload::RunLog(line.into())) };
+    entry.encode_to_vec().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream() -> Stream {
+        Stream::new("0123456789abcdef".into(), 1 << 20)
+    }
+
+    fn decode(bytes: Bytes) -> LogEntry {
+        LogEntry::decode(bytes).unwrap()
+    }
+
+    #[test]
+    fn events_and_log_lines_are_numbered_together_from_1() {
+        let mut stream = stream();
+        let mut cursor = stream.end();
+        stream.log("one");
+        stream.event(Event::default());
+        stream.log("three");
+        let mut seqs = Vec::new();
+        while let Some(Item::Message(message)) = stream.read(&mut cursor) {
+            seqs.push(decode(message).seq);
+        }
+        assert_eq!(seqs, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_late_client_gets_each_log_line_once() {
+        let mut stream = stream();
+        stream.log("early");
+        let mut cursor = stream.end();
+        stream.log("late");
+        let kept: Vec<u64> = stream.kept_logs(cursor).into_iter().map(|line| decode(line).seq).collect();
+        assert_eq!(kept, [1]);
+        let Some(Item::Message(next)) = stream.read(&mut cursor) else { panic!("no message") };
+        assert_eq!(decode(next).seq, 2);
+    }
+
+    #[test]
+    fn a_heartbeat_tells_the_runs_and_the_clients_totals() {
+        let mut stream = stream();
+        stream.event(Event { payload: vec![0; 10].into(), ..Event::default() });
+        let session = Session { heartbeats: 3, last_seq: 1, missed_messages: 4, missed_bytes: 5 };
+        let entry = decode(stream.heartbeat(&session, Losses { events: 6, bytes: 7 }, 2));
+        let Some(Payload::HeartbeatPayload(beat)) = entry.payload else { panic!("no heartbeat") };
+        assert_eq!((entry.seq, beat.count, beat.message.as_str()), (0, 3, "heartbeat:3"));
+        assert_eq!((beat.captured_events, beat.captured_bytes), (1, 10));
+        assert_eq!((beat.lost_events, beat.lost_bytes), (6, 7));
+        assert_eq!((beat.missed_messages, beat.missed_bytes, beat.clients), (4, 5, 2));
+    }
+}
