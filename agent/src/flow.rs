@@ -47,8 +47,7 @@ impl Clock {
     pub fn now() -> Self {
         let nanoseconds = |clock| {
             // These two clocks always exist.
-            clock_gettime(clock)
-                .map_or(0, |time| time.tv_sec() as i64 * 1_000_000_000 + time.tv_nsec() as i64)
+            clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
         };
         Self { offset: nanoseconds(ClockId::CLOCK_REALTIME) - nanoseconds(ClockId::CLOCK_BOOTTIME) }
     }

@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// An error and its causes, in one line.
+/// An error and its causes, in one line of bounded length.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -104,7 +104,19 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    abridged(&text.lines().map(str::trim).collect::<Vec<_>>().join(" "))
+}
+
+/// The start and the end of a long text: a verifier's log says at its end what is wrong.
+fn abridged(text: &str) -> String {
+    const START: usize = 240;
+    const END: usize = 480;
+    let chars = text.chars().count();
+    if chars <= START + END {
+        return text.to_owned();
+    }
+    let start = text.chars().take(START);
+    start.chain(" … ".chars()).chain(text.chars().skip(chars - END)).collect()
 }
 
 fn run() -> Result<(), Error> {
@@ -143,4 +155,20 @@ fn listen(args: &Args) -> Result<TcpListener, Error> {
         io::ErrorKind::AddrInUse => Error::AddressInUse(address),
         _ => Error::Listen { address, source },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_with_its_causes_and_no_more_than_that() {
+        let source = io::Error::other("a\n  verifier's log\n".repeat(1000));
+        let text = chain(&Error::System { what: "do it", source });
+        assert!(text.starts_with("can't do it: a verifier's log a"), "{text}");
+        assert!(
+            text.ends_with("verifier's log") && text.chars().count() < 800 && !text.contains('\n'),
+            "{text}"
+        );
+    }
 }

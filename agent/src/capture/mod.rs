@@ -57,7 +57,7 @@ pub enum Error {
         /// What was tried.
         what: String,
         /// What the kernel said.
-        source: aya::EbpfError,
+        source: Box<aya::EbpfError>,
     },
     /// The object is not the one that this program was written for.
     #[error("the eBPF object lacks {0}; rebuild it with bpf/build.sh")]
@@ -233,6 +233,6 @@ impl Error {
             }
             cause = error.source();
         }
-        Self::Kernel { what, source: error }
+        Self::Kernel { what, source: Box::new(error) }
     }
 }

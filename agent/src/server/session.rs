@@ -99,7 +99,7 @@ async fn receive_all(receiver: &mut WebSocketReceiver<Socket>) -> End {
             None => return End::Left,
         }
         messages = messages.wrapping_add(1);
-        if messages % SLICE == 0 {
+        if messages.is_multiple_of(SLICE) {
             future::yield_now().await;
         }
     }
