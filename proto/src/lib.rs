@@ -4,7 +4,10 @@
 //! `.proto`, and `examples/generate.rs` writes it anew.
 #![forbid(unsafe_code)]
 
-#[expect(missing_docs, clippy::allow_attributes_without_reason, reason = "generated from ecaptureq.proto")]
+#[cfg(feature = "json")]
+pub mod json;
+
+#[expect(missing_docs, reason = "generated from ecaptureq.proto")]
 #[rustfmt::skip]
 mod generated;
 
