@@ -36,8 +36,6 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
-    log::info!("plaintapd version={} pid={}", env!("CARGO_PKG_VERSION"), std::process::id());
-
     let capture = start(args)?;
     link.ready(capture.ring()?, capture.counters()?)?;
     let stopped_by_signal = loop {

@@ -2,7 +2,7 @@
 //!
 //! Owns the loaded programs: dropping a `Capture` detaches everything, as does the end of the process.
 
-mod btf;
+pub mod btf;
 pub mod counters;
 pub mod ring;
 
@@ -22,7 +22,7 @@ use nix::{
     errno::Errno,
     sys::resource::{Resource, setrlimit},
 };
-use plaintap_abi::names;
+use plaintap_abi::{SocketOffsets, names};
 
 use crate::discover::{Function, Target};
 
@@ -59,6 +59,11 @@ pub enum Error {
         /// What the kernel said.
         source: Box<aya::EbpfError>,
     },
+    /// The layout of this kernel's sockets is unknown.
+    #[error(
+        "this kernel does not say where a socket keeps its addresses: {KERNEL_BTF} {0}; it needs CONFIG_DEBUG_INFO_BTF"
+    )]
+    NoOffsets(btf::Error),
     /// The object is not the one that this program was written for.
     #[error("the eBPF object lacks {0}; rebuild it with bpf/build.sh")]
     Object(&'static str),
@@ -86,6 +91,8 @@ pub enum SocketHook {
 #[derive(Debug)]
 pub struct Capture {
     ebpf: Ebpf,
+    /// Why the programs can't read a socket's addresses.
+    no_offsets: Option<btf::Error>,
 }
 
 impl Capture {
@@ -98,12 +105,9 @@ impl Capture {
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
             log::debug!("can't raise RLIMIT_MEMLOCK: {error}");
         }
-        let offsets = match btf::socket_offsets(Path::new(KERNEL_BTF)) {
-            Ok(offsets) => offsets,
-            Err(error) => {
-                log::warn!("connections will have no addresses: {KERNEL_BTF}: {error}");
-                Default::default()
-            }
+        let (offsets, no_offsets) = match btf::socket_offsets(Path::new(KERNEL_BTF)) {
+            Ok(offsets) => (offsets, None),
+            Err(error) => (SocketOffsets::default(), Some(error)),
         };
         let filter = u32::from(!options.pids.is_empty());
         let mut ebpf = EbpfLoader::new()
@@ -129,7 +133,7 @@ impl Capture {
             }
             .map_err(|error| Error::from_aya(&what, error.into()))?;
         }
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, no_offsets })
     }
 
     /// Puts the probes on a library's functions.
@@ -157,6 +161,9 @@ impl Capture {
     ///
     /// Everything works without; connections then have no addresses.
     pub fn hook_sockets(&mut self) -> Result<SocketHook, Error> {
+        if let Some(error) = self.no_offsets.take() {
+            return Err(Error::NoOffsets(error));
+        }
         if let Err(error) = self.attach_tracepoints("socket_state", &["inet_sock_set_state"]) {
             log::warn!("who opened a connection will be a guess: {}", crate::run::chain(&error));
         }

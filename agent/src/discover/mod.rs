@@ -98,17 +98,18 @@ pub fn named(paths: &[PathBuf]) -> Result<Vec<Target>, Error> {
     paths.iter().map(|path| examine(path, &mut seen)).filter_map(Result::transpose).collect()
 }
 
-/// The targets in the system's usual places. What is there and not usable is logged.
-pub fn scan() -> Result<Vec<Target>, Error> {
+/// The targets in the system's usual places, and why other files there are none.
+pub fn scan() -> Result<(Vec<Target>, Vec<Error>), Error> {
     let mut seen = HashSet::new();
     let mut targets = Vec::new();
+    let mut unusable = Vec::new();
     for path in places::candidates(Path::new("/")) {
         match examine(&path, &mut seen) {
             Ok(target) => targets.extend(target),
-            Err(error) => log::warn!("not attached: {}", crate::run::chain(&error)),
+            Err(error) => unusable.push(error),
         }
     }
-    if targets.is_empty() { Err(Error::Nothing) } else { Ok(targets) }
+    if targets.is_empty() { Err(Error::Nothing) } else { Ok((targets, unusable)) }
 }
 
 /// The target in one file; none if the same file was seen under another name.
