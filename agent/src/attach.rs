@@ -71,9 +71,18 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
 
 /// Loads the programs and attaches them to all that is to be watched.
 fn start(args: &Args) -> Result<Capture, Error> {
-    let targets = if args.library.is_empty() { discover::scan()? } else { discover::named(&args.library)? };
+    let (targets, unusable) = if args.library.is_empty() {
+        discover::scan()?
+    } else {
+        (discover::named(&args.library)?, Vec::new())
+    };
     let options = capture::Options { pids: args.pid.clone(), ring_size: args.ring_size.0 };
     let mut capture = Capture::load(&options)?;
+    // Not before: what can't start at all says so in one line.
+    log::info!("plaintapd version={} pid={}", env!("CARGO_PKG_VERSION"), std::process::id());
+    for error in unusable {
+        log::warn!("not attached: {}", chain(&error));
+    }
     match capture.hook_sockets() {
         Ok(SocketHook::Kprobe) => log::info!("addresses hook=kprobe"),
         Ok(SocketHook::Tracepoint) => log::info!("addresses hook=tracepoint"),
