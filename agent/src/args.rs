@@ -1,8 +1,16 @@
 //! The command line.
 
-use std::{net::Ipv4Addr, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    fs::File,
+    io::Read,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use argh::FromArgs;
+use plaintap_abi::choice;
 
 /// The port of eCaptureQ. Source: shared/protocol.md.
 pub const DEFAULT_PORT: u16 = 28257;
@@ -15,9 +23,16 @@ pub const DEFAULT_PORT: u16 = 28257;
   {command_name}",
     example = "Watch one process, on another port:
   {command_name} --pid 4242 --ecaptureq ws://127.0.0.1:9000/",
+    example = "Watch an Android app, and what runs as uid 1000 to 1999 but for curl:
+  {command_name} --package org.example.app
+  {command_name} --uid 1000-1999 --comm '!curl'",
     example = "Watch a library that is not in a usual place:
   {command_name} --library /opt/app/lib/libssl.so",
     note = "Every flag takes its value as `--flag value` or `--flag=value`.",
+    note = "--pid, --uid, --comm and --package choose what is captured. Each is repeatable: values of one flag are
+alternatives, different flags must all agree, and a value after `!` is left out whatever else it agrees with.",
+    note = "A --config file holds one flag a line, as `--pid 4242`; `#` starts a comment. SIGHUP reads it again, for the
+filters, --snaplen and --log-level.",
     error_code(0, "done: ended by SIGINT or SIGTERM"),
     error_code(1, "failed while running"),
     error_code(2, "wrong usage"),
@@ -34,9 +49,24 @@ pub struct Args {
     /// a TLS library or a program that contains one; repeatable (default: the system's BoringSSL and OpenSSL)
     #[argh(option, arg_name = "path")]
     pub library: Vec<PathBuf>,
-    /// capture this process only; repeatable
+    /// capture this process id
     #[argh(option, arg_name = "number")]
-    pub pid: Vec<u32>,
+    pub pid: Vec<Chosen<u32>>,
+    /// capture this user id, or these, as 10000-19999
+    #[argh(option, arg_name = "range")]
+    pub uid: Vec<Chosen<Uids>>,
+    /// capture threads of this name, as ps -L shows it
+    #[argh(option, arg_name = "name")]
+    pub comm: Vec<Chosen<String>>,
+    /// capture this Android app
+    #[argh(option, arg_name = "id")]
+    pub package: Vec<Chosen<String>>,
+    /// keep only so many bytes of each call (default: all)
+    #[argh(option, default = "Snaplen::default()", arg_name = "bytes")]
+    pub snaplen: Snaplen,
+    /// read further flags from this file
+    #[argh(option, arg_name = "path")]
+    pub config: Option<PathBuf>,
     /// memory for events on their way to clients, as 8M or 512K (default: 8M)
     #[argh(option, default = "Size(8 << 20)", arg_name = "size")]
     pub journal_size: Size,
@@ -65,12 +95,60 @@ pub enum Parsed {
 #[error("{0} (see plaintapd --help)")]
 pub struct UsageError(String);
 
-/// Reads the command line, without the program's own name.
+/// Reads the command line, without the program's own name, and the file that its --config names.
 pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
-    let mut args = normalised(args);
-    if args.first().is_some_and(|first| first == "run") {
-        args.remove(0);
+    let mut all = normalised(args);
+    if all.first().is_some_and(|first| first == "run") {
+        all.remove(0);
     }
+    let parsed = parse_flags(&all)?;
+    let Parsed::Run(Args { config: Some(path), .. }) = &parsed else { return Ok(parsed) };
+    // What stands on the command line comes last, and so wins where a flag is given once.
+    let mut with_config = from_file(path)?;
+    if with_config.iter().any(|arg| arg == "--config") {
+        return Err(UsageError(format!("{}: --config can't stand in a config file", path.display())));
+    }
+    let once: Vec<String> = all.iter().filter(|arg| ONCE.contains(&arg.as_str())).cloned().collect();
+    drop_flags(&mut with_config, &once);
+    with_config.extend(all);
+    parse_flags(&with_config).map_err(|UsageError(why)| UsageError(format!("with {}: {why}", path.display())))
+}
+
+/// Flags that are given once: the command line's stands before the file's.
+const ONCE: [&str; 5] = ["--ecaptureq", "--snaplen", "--journal-size", "--ring-size", "--log-level"];
+
+/// Takes out flags that have values, with their values.
+fn drop_flags(args: &mut Vec<String>, flags: &[String]) {
+    let mut kept = Vec::new();
+    let mut all = args.drain(..);
+    while let Some(arg) = all.next() {
+        if flags.contains(&arg) {
+            all.next();
+        } else {
+            kept.push(arg);
+        }
+    }
+    drop(all);
+    *args = kept;
+}
+
+/// The flags of a config file, one a line.
+fn from_file(path: &Path) -> Result<Vec<String>, UsageError> {
+    const MOST: u64 = 1 << 20;
+    let failed = |error| UsageError(format!("can't read --config {}: {error}", path.display()));
+    let mut text = String::new();
+    let mut file = File::open(path).map_err(failed)?.take(MOST);
+    file.read_to_string(&mut text).map_err(failed)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines
+        .flat_map(|line| match line.split_once(|char: char| char == '=' || char.is_whitespace()) {
+            Some((flag, value)) => vec![flag.to_owned(), value.trim().to_owned()],
+            None => vec![line.to_owned()],
+        })
+        .collect())
+}
+
+fn parse_flags(args: &[String]) -> Result<Parsed, UsageError> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match Args::from_args(&["plaintapd"], &args) {
         Ok(args) if args.version => Ok(Parsed::Print(format!("plaintapd {}\n", env!("CARGO_PKG_VERSION")))),
@@ -96,6 +174,72 @@ fn normalised(args: impl Iterator<Item = String>) -> Vec<String> {
         }
     }
     all
+}
+
+/// A value that filters by, or after `!` filters out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen<T> {
+    /// What is chosen.
+    pub value: T,
+    /// One of [`choice`].
+    pub choice: u8,
+}
+
+impl<T: FromStr<Err: fmt::Display>> FromStr for Chosen<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (value, choice) = match text.strip_prefix('!') {
+            Some(value) => (value, choice::EXCLUDE),
+            None => (text, choice::INCLUDE),
+        };
+        if value.is_empty() {
+            return Err("a value is missing".into());
+        }
+        Ok(Self { value: value.parse().map_err(|error: T::Err| error.to_string())?, choice })
+    }
+}
+
+/// A user id or a range of them, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uids {
+    /// The lowest.
+    pub first: u32,
+    /// The highest.
+    pub last: u32,
+}
+
+impl FromStr for Uids {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if first <= last => Ok(Self { first, last }),
+            _ => Err(format!("{text:?} is no user id or range, as 1000 or 10000-19999")),
+        }
+    }
+}
+
+/// Bytes to keep of each call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snaplen(pub u64);
+
+impl Default for Snaplen {
+    fn default() -> Self {
+        Self(u64::MAX)
+    }
+}
+
+impl FromStr for Snaplen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(bytes) if bytes > 0 => Ok(Self(bytes)),
+            _ => Err(format!("{text:?} is no number of bytes from 1")),
+        }
+    }
 }
 
 /// An address for clients to connect to, from an eCaptureQ URL.
@@ -198,7 +342,8 @@ mod tests {
 
     #[test]
     fn run_may_be_said_and_left_out() {
-        assert!(matches!(parsed(&["run", "--pid=7"]), Ok(Parsed::Run(args)) if args.pid == [7]));
+        let pid = Chosen { value: 7, choice: choice::INCLUDE };
+        assert!(matches!(parsed(&["run", "--pid=7"]), Ok(Parsed::Run(args)) if args.pid == [pid]));
         assert!(matches!(parsed(&[]), Ok(Parsed::Run(args)) if args.ecaptureq == Listen::default()));
     }
 
@@ -241,6 +386,39 @@ mod tests {
             assert!(error.contains(&format!("{url:?}")), "{error}");
             assert!(!error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn filters_are_values_ranges_and_their_negations() {
+        let Ok(Parsed::Run(args)) = parsed(&["--pid=!7", "--uid=5-9", "--uid=3", "--comm", "!a b"]) else {
+            panic!("not a run")
+        };
+        assert_eq!(args.pid, [Chosen { value: 7, choice: choice::EXCLUDE }]);
+        assert_eq!(args.uid[0].value, Uids { first: 5, last: 9 });
+        assert_eq!(args.uid[1].value, Uids { first: 3, last: 3 });
+        assert_eq!(args.comm, [Chosen { value: "a b".to_owned(), choice: choice::EXCLUDE }]);
+        for wrong in ["--pid=!", "--pid=", "--pid=-1", "--uid=9-5", "--uid=a", "--comm=", "--snaplen=0"] {
+            assert!(parsed(&[wrong]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_config_file_holds_flags_and_the_command_line_wins() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "# mine\n--pid 7\n --comm=a b \n\n--snaplen 100\n--log-level debug\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let Ok(Parsed::Run(args)) = parsed(&["--config", path, "--pid=8", "--snaplen=5"]) else {
+            panic!("not a run")
+        };
+        assert_eq!(args.pid.iter().map(|pid| pid.value).collect::<Vec<_>>(), [7, 8]);
+        assert_eq!(args.comm[0].value, "a b");
+        assert_eq!((args.snaplen, args.log_level), (Snaplen(5), ::log::LevelFilter::Debug));
+        std::fs::write(&file, "--nonsense 1\n").unwrap();
+        let error = parsed(&["--config", path]).unwrap_err().to_string();
+        assert!(error.contains(path) && error.contains("--nonsense") && !error.contains('\n'), "{error}");
+        std::fs::write(&file, format!("--config {path}\n")).unwrap();
+        assert!(parsed(&["--config", path]).is_err());
+        assert!(parsed(&["--config", "/nonexistent"]).is_err());
     }
 
     #[test]

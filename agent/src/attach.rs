@@ -4,6 +4,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -19,11 +20,12 @@ use nix::{
 };
 
 use crate::{
-    args::Args,
-    capture::{self, Capture, SocketHook},
+    args::{self, Args, Parsed},
+    capture::{Capture, SocketHook, filters::Filters},
     discover,
-    link::Link,
-    run::{Error, chain},
+    link::{self, Link, Message},
+    process,
+    run::{Error, arguments, chain},
 };
 
 /// How long the serving half may take to see its clients off.
@@ -36,27 +38,35 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
-    let capture = start(args)?;
-    link.ready(capture.ring()?, capture.counters()?)?;
+    let mut capture = start(args)?;
+    link.ready(capture.ring()?, capture.counters()?, capture.tails()?)?;
     let stopped_by_signal = loop {
-        match wait(&[signals.as_fd(), link.as_fd()], None)?[..] {
-            [true, _] => {
-                // A signal that is not there after all is one that somebody else of this process took: none does.
-                if let Ok(Some(signal)) = signals.read_signal() {
+        let ready = wait(&[signals.as_fd(), link.as_fd()], None)?;
+        if ready[0] {
+            match signals.read_signal() {
+                Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => reload(&mut capture, &link),
+                Ok(Some(signal)) => {
                     log::info!("ending: {}", signal_name(signal.ssi_signo));
                     break true;
                 }
+                // It is gone after all.
+                Ok(None) | Err(_) => {}
             }
-            [_, true] => break false,
-            _ => {}
+        }
+        if ready[1] && !answer(&link)? {
+            break false;
         }
     };
     if stopped_by_signal {
-        // Nothing more is captured; what the ring holds still goes out.
-        drop(capture);
+        // Nothing more is captured, and what the ring holds still goes out. The probes go last, as that takes long.
+        if let Err(error) = capture.pause() {
+            log::debug!("{}", chain(&error));
+        }
         if link.stop().is_ok() {
             let deadline = Instant::now() + FAREWELL;
-            while Instant::now() < deadline && !wait(&[link.as_fd()], Some(deadline))?[0] {}
+            while Instant::now() < deadline && (!wait(&[link.as_fd()], Some(deadline))?[0] || answer(&link)?)
+            {
+            }
         }
         let _ = kill(child, Signal::SIGKILL);
         let _ = waitpid(child, None);
@@ -76,12 +86,14 @@ fn start(args: &Args) -> Result<Capture, Error> {
     } else {
         (discover::named(&args.library)?, Vec::new())
     };
-    let options = capture::Options { pids: args.pid.clone(), ring_size: args.ring_size.0 };
-    let mut capture = Capture::load(&options)?;
+    let mut capture = Capture::load(args.ring_size.0, &Filters::new(args)?)?;
     // Not before: what can't start at all says so in one line.
     log::info!("plaintapd version={} pid={}", env!("CARGO_PKG_VERSION"), std::process::id());
     for error in unusable {
         log::warn!("not attached: {}", chain(&error));
+    }
+    if let Err(error) = capture.hook_ends() {
+        log::warn!("a process id that is used again may be taken for its old process: {}", chain(&error));
     }
     match capture.hook_sockets() {
         Ok(SocketHook::Kprobe) => log::info!("addresses hook=kprobe"),
@@ -107,6 +119,39 @@ fn start(args: &Args) -> Result<Capture, Error> {
     match failed {
         Some(error) if attached == 0 => Err(error.into()),
         _ => Ok(capture),
+    }
+}
+
+/// Reads the command line and its config file again, and takes over what may change while we run.
+fn reload(capture: &mut Capture, link: &Link) {
+    let mut changed = || {
+        let Parsed::Run(args) = args::parse(arguments())? else { return Ok(()) };
+        capture.set_filters(&Filters::new(&args)?)?;
+        log::set_max_level(args.log_level);
+        link.log_level(args.log_level as u32)?;
+        Ok::<(), Error>(())
+    };
+    // What was wrong changes nothing.
+    match changed() {
+        Ok(()) => log::info!("filters and log level were read again"),
+        Err(error) => log::error!("nothing was changed: {}", chain(&error)),
+    }
+}
+
+/// Answers what the serving half asks; tells whether it is still there.
+fn answer(link: &Link) -> Result<bool, Error> {
+    loop {
+        match link.try_receive() {
+            Ok(Some(Message::Who(pid))) => {
+                if let Some(process) = process::look_up(Path::new("/proc"), pid) {
+                    link.process(pid, &process);
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(false),
+            Err(link::Error::System(Errno::EAGAIN)) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

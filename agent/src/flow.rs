@@ -1,38 +1,51 @@
 //! From a record of the ring to an event for clients: the connection's addresses, protocol and losses.
 //!
-//! Owns what is remembered of each connection between its records. Bounded: of the connections that were quiet longest,
-//! the protocol is forgotten.
+//! Owns what is remembered of each connection between its records. Bounded: connections that were quiet longest are
+//! forgotten.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
 use nix::time::{ClockId, clock_gettime};
-use plaintap_abi::{Endpoints, direction, family, opener};
+use plaintap_abi::{Endpoints, Header, family, kind, opener};
 use plaintap_proto::{Direction, Event};
 
-use crate::{capture::ring::Record, classify::Classifier};
+use crate::{capture::ring::Record, classify::Classifier, process::Processes, recent::Recent};
 
 /// Connections remembered for certain: as many as the kernel side's own map holds.
-const GENERATION: usize = 8192;
+const CONNECTIONS: usize = 8192;
 
 /// What all records of a connection have shown.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Connection {
     classifier: Classifier,
     /// The offset at which the next payload should start, read and written.
     next: [u64; 2],
+    server_name: String,
 }
 
 /// Makes events of records.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Flow {
-    /// Used since the last turn of generations.
-    young: HashMap<u64, Connection>,
-    /// Not used since, and dropped at the next turn.
-    old: HashMap<u64, Connection>,
+    connections: Recent<u64, Connection>,
+    /// Who the connections' processes are.
+    pub processes: Processes,
+}
+
+/// What a record comes to.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    /// Something for clients.
+    Event(Box<Event>),
+    /// Early data of this many bytes was rejected by this connection's peer.
+    EarlyDataRejected {
+        /// The connection.
+        connection_id: u64,
+        /// How much was written before; it may be sent again.
+        bytes: u64,
+    },
+    /// Something to remember.
+    Nothing,
 }
 
 /// Turns the kernel's time into the wall clock's.
@@ -58,66 +71,102 @@ impl Clock {
     }
 }
 
-impl Flow {
-    /// The event that `record` is.
-    pub fn event(&mut self, record: &Record<'_>, clock: Clock) -> Event {
-        let header = &record.header;
-        let (direction, index) = match header.direction {
-            direction::READ => (Direction::Read, 0),
-            direction::WRITTEN => (Direction::Written, 1),
-            _ => (Direction::Unknown, 0),
-        };
-        let connection = self.connection(header.connection_id);
-        let protocol = connection.classifier.observe(direction, record.payload);
-        let next = &mut connection.next[index];
-        // Where threads overtake each other nothing is lost: the record is behind, not ahead.
-        let lost_before = header.stream_offset.saturating_sub(*next);
-        *next = (*next).max(header.stream_offset + record.payload.len() as u64);
+impl Default for Flow {
+    fn default() -> Self {
+        Self { connections: Recent::new(CONNECTIONS), processes: Processes::default() }
+    }
+}
 
-        let comm = bytemuck::bytes_of(&header.comm);
-        let pname = String::from_utf8_lossy(comm.split(|byte| *byte == 0).next().unwrap_or_default());
-        let (known, src, dst) = match sides(&header.endpoints) {
-            Some((src, dst)) => (true, src, dst),
-            None => (false, UNKNOWN, UNKNOWN),
-        };
-        let uuid = {
-            let (pid, tid) = (header.pid, header.tid);
-            let way = u8::from(direction == Direction::Written);
-            // The file descriptor is 0: not known.
-            if known {
-                format!("{pid}_{tid}_{pname}_0_{way}_{src}-{dst}")
-            } else {
-                format!("sock:{pid}_{tid}_{pname}_0_{way}_{src}-{dst}_0")
+impl Flow {
+    /// What `record` comes to.
+    pub fn take(&mut self, record: &Record<'_>, clock: Clock) -> Outcome {
+        let header = &record.header;
+        let mut is_new = false;
+        let connection = self.connections.get_or_insert_with(header.connection_id, || {
+            is_new = true;
+            Connection::default()
+        });
+        self.processes.seen(header.pid, is_new);
+        match header.kind {
+            kind::SERVER_NAME => {
+                connection.server_name = String::from_utf8_lossy(record.payload).into_owned();
+                Outcome::Nothing
             }
-        };
-        Event {
-            timestamp: clock.unix(header.time_ns),
-            uuid,
-            src_ip: src.ip().to_string(),
-            src_port: src.port().into(),
-            dst_ip: dst.ip().to_string(),
-            dst_port: dst.port().into(),
-            pid: header.pid.into(),
-            pname: pname.into_owned(),
-            r#type: protocol as u32,
-            length: header.length,
-            payload: Bytes::copy_from_slice(record.payload),
-            direction: direction.into(),
-            tid: header.tid,
-            uid: header.uid,
-            connection_id: header.connection_id,
-            stream_offset: header.stream_offset,
-            lost_before,
-            ..Event::default()
+            kind::EARLY_DATA_REJECTED => Outcome::EarlyDataRejected {
+                connection_id: header.connection_id,
+                bytes: header.stream_offset,
+            },
+            _ => {
+                let event = event(connection, record, clock);
+                let process = self.processes.get(header.pid);
+                Outcome::Event(Box::new(Event {
+                    app: process.app.clone(),
+                    process_start: process.start_ns,
+                    ..event
+                }))
+            }
         }
     }
 
-    fn connection(&mut self, id: u64) -> &mut Connection {
-        if !self.young.contains_key(&id) && self.young.len() >= GENERATION {
-            self.old = std::mem::take(&mut self.young);
-        }
-        let old = &mut self.old;
-        self.young.entry(id).or_insert_with(|| old.remove(&id).unwrap_or_default())
+    /// The offset that a connection's events have come to, written or read.
+    pub fn next_offset(&self, connection_id: u64, written: bool) -> u64 {
+        self.connections.peek(&connection_id).map_or(0, |connection| connection.next[usize::from(written)])
+    }
+}
+
+/// The event that a record of plaintext is.
+fn event(connection: &mut Connection, record: &Record<'_>, clock: Clock) -> Event {
+    let header = &record.header;
+    let written = header.kind == kind::WRITTEN;
+    let direction = if written { Direction::Written } else { Direction::Read };
+    let protocol =
+        connection.classifier.observe(direction, record.payload, header.stream_offset != header.call_start);
+    let next = &mut connection.next[usize::from(written)];
+    // Where threads overtake each other nothing is lost: the record is behind, not ahead.
+    let lost_before = header.stream_offset.saturating_sub(*next);
+    let end = header.stream_offset + record.payload.len() as u64;
+    let truncated = end == header.kept_end && end < header.call_end;
+    let end = if truncated { header.call_end } else { end };
+    *next = (*next).max(end);
+    let pname = pname(header);
+    let ends = sides(&header.endpoints);
+    let (src, dst) = ends.unwrap_or((UNKNOWN, UNKNOWN));
+    Event {
+        timestamp: clock.unix(header.time_ns),
+        uuid: uuid(header, &pname, written, ends),
+        src_ip: src.ip().to_string(),
+        src_port: src.port().into(),
+        dst_ip: dst.ip().to_string(),
+        dst_port: dst.port().into(),
+        pid: header.pid.into(),
+        pname,
+        r#type: protocol as u32,
+        length: header.length,
+        payload: Bytes::copy_from_slice(record.payload),
+        direction: direction.into(),
+        tid: header.tid,
+        uid: header.uid,
+        connection_id: header.connection_id,
+        stream_offset: header.stream_offset,
+        lost_before,
+        server_name: connection.server_name.clone(),
+        truncated,
+        ..Event::default()
+    }
+}
+
+/// The thread's name.
+fn pname(header: &Header) -> String {
+    let comm = bytemuck::bytes_of(&header.comm);
+    String::from_utf8_lossy(comm.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+}
+
+/// eCaptureQ's name for a connection and direction; the file descriptor in it is 0: not known.
+fn uuid(header: &Header, pname: &str, written: bool, ends: Option<(SocketAddr, SocketAddr)>) -> String {
+    let (pid, tid, way) = (header.pid, header.tid, u8::from(written));
+    match ends {
+        Some((src, dst)) => format!("{pid}_{tid}_{pname}_0_{way}_{src}-{dst}"),
+        None => format!("sock:{pid}_{tid}_{pname}_0_{way}_{UNKNOWN}-{UNKNOWN}_0"),
     }
 }
 
@@ -143,22 +192,22 @@ fn sides(ends: &Endpoints) -> Option<(SocketAddr, SocketAddr)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plaintap_abi::Header;
 
     const CLOCK: Clock = Clock { offset: 1_000 };
 
     fn header(stream_offset: u64) -> Header {
-        let mut comm = [0; 2];
-        bytemuck::bytes_of_mut(&mut comm)[..4].copy_from_slice(b"curl");
         Header {
             time_ns: 5,
             connection_id: 9,
             stream_offset,
+            call_start: stream_offset,
+            kept_end: stream_offset + 3,
+            call_end: stream_offset + 3,
             pid: 7,
             tid: 8,
-            direction: direction::WRITTEN,
+            kind: kind::WRITTEN,
             length: 3,
-            comm,
+            comm: crate::capture::filters::comm("curl"),
             ..Header::default()
         }
     }
@@ -177,7 +226,10 @@ mod tests {
     }
 
     fn event(flow: &mut Flow, header: Header) -> Event {
-        flow.event(&Record { header, payload: b"abc" }, CLOCK)
+        match flow.take(&Record { header, payload: b"abc" }, CLOCK) {
+            Outcome::Event(event) => *event,
+            outcome => panic!("{outcome:?}"),
+        }
     }
 
     #[test]
@@ -194,11 +246,11 @@ mod tests {
     #[test]
     fn the_uuid_has_the_protocols_two_forms() {
         let mut flow = Flow::default();
-        let event_ = event(&mut flow, Header { endpoints: ipv4(opener::LOCAL), ..header(0) });
-        assert_eq!(event_.uuid, "7_8_curl_0_1_10.0.0.1:5000-10.0.0.2:443");
-        let event_ = event(&mut flow, Header { direction: direction::READ, ..header(0) });
-        assert_eq!(event_.uuid, "sock:7_8_curl_0_0_0.0.0.0:0-0.0.0.0:0_0");
-        assert_eq!((event_.src_ip.as_str(), event_.dst_ip.as_str()), ("0.0.0.0", "0.0.0.0"));
+        let known = event(&mut flow, Header { endpoints: ipv4(opener::LOCAL), ..header(0) });
+        assert_eq!(known.uuid, "7_8_curl_0_1_10.0.0.1:5000-10.0.0.2:443");
+        let unknown = event(&mut flow, Header { kind: kind::READ, ..header(0) });
+        assert_eq!(unknown.uuid, "sock:7_8_curl_0_0_0.0.0.0:0-0.0.0.0:0_0");
+        assert_eq!((unknown.src_ip.as_str(), unknown.dst_ip.as_str()), ("0.0.0.0", "0.0.0.0"));
     }
 
     #[test]
@@ -225,16 +277,35 @@ mod tests {
             [0, 3, 10, 13, 6].iter().map(|offset| event(&mut flow, header(*offset)).lost_before).collect();
         assert_eq!(lost, [0, 0, 4, 0, 0]);
         assert_eq!(event(&mut Flow::default(), header(100)).lost_before, 100);
+        assert_eq!(
+            (flow.next_offset(9, true), flow.next_offset(9, false), flow.next_offset(1, true)),
+            (16, 0, 0)
+        );
     }
 
     #[test]
-    fn memory_is_bounded_and_what_is_used_stays() {
+    fn what_the_snap_length_keeps_out_is_no_loss() {
         let mut flow = Flow::default();
-        for id in 0..3 * GENERATION as u64 {
-            flow.connection(1 << 40).next = [77, 77];
-            flow.connection(id);
-        }
-        assert!(flow.young.len() + flow.old.len() <= 2 * GENERATION);
-        assert_eq!(flow.connection(1 << 40).next, [77, 77]);
+        let cut = event(&mut flow, Header { call_end: 1000, ..header(0) });
+        assert!(cut.truncated);
+        let next = event(&mut flow, header(1000));
+        assert_eq!((next.truncated, next.lost_before), (false, 0));
+    }
+
+    #[test]
+    fn a_connection_keeps_the_host_name_that_was_asked_for() {
+        let mut flow = Flow::default();
+        let name =
+            Record { header: Header { kind: kind::SERVER_NAME, ..header(0) }, payload: b"example.org" };
+        assert_eq!(flow.take(&name, CLOCK), Outcome::Nothing);
+        assert_eq!(event(&mut flow, header(0)).server_name, "example.org");
+        assert_eq!(event(&mut flow, Header { connection_id: 10, ..header(0) }).server_name, "");
+    }
+
+    #[test]
+    fn rejected_early_data_is_said() {
+        let header = Header { kind: kind::EARLY_DATA_REJECTED, ..header(500) };
+        let outcome = Flow::default().take(&Record { header, payload: &[] }, CLOCK);
+        assert_eq!(outcome, Outcome::EarlyDataRejected { connection_id: 9, bytes: 500 });
     }
 }

@@ -12,6 +12,8 @@ pub mod discover;
 pub mod flow;
 pub mod link;
 pub mod log;
+pub mod process;
+pub mod recent;
 pub mod run;
 pub mod serve;
 pub mod server;

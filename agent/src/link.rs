@@ -1,6 +1,7 @@
-//! How the attaching half speaks to the serving half: fixed-size records over a socketpair.
+//! How the two halves speak to each other: fixed-size records over a socketpair.
 //!
-//! The serving half only listens. The end of either process is the end of the link, which the other takes as its own.
+//! All that the serving half ever says is the id of a process that it wants looked up. The end of either process is the
+//! end of the link, which the other takes as its own.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -15,18 +16,22 @@ use nix::{
     },
 };
 
-use crate::log::MAX_LINE;
+use crate::{
+    log::MAX_LINE,
+    process::{MAX_APP, Process},
+};
 
-/// Bytes of a record: kind, length of the text in two bytes, a spare byte, text.
+/// Bytes of a record: kind, a spare byte, length of the text in two bytes, a process id or level in four, a time in eight,
+/// text.
 const RECORD: usize = 1024;
-const TEXT: usize = 4;
+const TEXT: usize = 16;
 
-const _: () = assert!(TEXT + MAX_LINE <= RECORD);
+const _: () = assert!(TEXT + MAX_LINE <= RECORD && MAX_APP <= MAX_LINE);
 
-/// What the attaching half says.
+/// What one half says to the other.
 #[derive(Debug)]
 pub enum Message {
-    /// A line of its log.
+    /// A line of the attaching half's log.
     Log(String),
     /// The probes are in place. What they fill comes along.
     Ready {
@@ -34,14 +39,34 @@ pub enum Message {
         ring: OwnedFd,
         /// The counters' map.
         counters: OwnedFd,
+        /// The tails' map.
+        tails: OwnedFd,
     },
+    /// How much to log from now on, as `log::LevelFilter` numbers it.
+    LogLevel(u32),
     /// Take leave of the clients, and end.
     Stop,
+    /// The serving half asks which program a process is.
+    Who(u32),
+    /// The answer.
+    Process(u32, Process),
 }
 
 const LOG: u8 = 1;
 const READY: u8 = 2;
 const STOP: u8 = 3;
+const LOG_LEVEL: u8 = 4;
+const WHO: u8 = 5;
+const PROCESS: u8 = 6;
+
+/// A record's fields besides its kind.
+#[derive(Default)]
+struct Fields<'a> {
+    number: u32,
+    time: u64,
+    text: &'a str,
+    fds: &'a [RawFd],
+}
 
 /// Why the link failed.
 #[derive(Debug, thiserror::Error)]
@@ -70,24 +95,49 @@ impl Link {
 
     /// Sends a line of the log; never waits: a line that finds no room is in stderr at least.
     pub fn log(&self, line: &str) {
-        let _ = self.send(LOG, line, &[], MsgFlags::MSG_DONTWAIT);
+        let _ = self.send(LOG, Fields { text: line, ..Fields::default() }, MsgFlags::MSG_DONTWAIT);
     }
 
-    /// Says that the probes are in place.
-    pub fn ready(&self, ring: BorrowedFd<'_>, counters: BorrowedFd<'_>) -> Result<(), Error> {
-        self.send(READY, "", &[ring.as_raw_fd(), counters.as_raw_fd()], MsgFlags::empty())
+    /// Says that the probes are in place, and hands over what they fill.
+    pub fn ready(
+        &self,
+        ring: BorrowedFd<'_>,
+        counters: BorrowedFd<'_>,
+        tails: BorrowedFd<'_>,
+    ) -> Result<(), Error> {
+        let fds = &[ring.as_raw_fd(), counters.as_raw_fd(), tails.as_raw_fd()];
+        self.send(READY, Fields { fds, ..Fields::default() }, MsgFlags::empty())
+    }
+
+    /// Says how much to log.
+    pub fn log_level(&self, level: u32) -> Result<(), Error> {
+        self.send(LOG_LEVEL, Fields { number: level, ..Fields::default() }, MsgFlags::MSG_DONTWAIT)
     }
 
     /// Asks the other half to end.
     pub fn stop(&self) -> Result<(), Error> {
-        self.send(STOP, "", &[], MsgFlags::MSG_DONTWAIT)
+        self.send(STOP, Fields::default(), MsgFlags::MSG_DONTWAIT)
     }
 
-    fn send(&self, kind: u8, text: &str, fds: &[RawFd], flags: MsgFlags) -> Result<(), Error> {
+    /// Asks which program process `pid` is; never waits: what finds no room is asked again for the next connection.
+    pub fn who(&self, pid: u32) {
+        let _ = self.send(WHO, Fields { number: pid, ..Fields::default() }, MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Answers which program process `pid` is; never waits.
+    pub fn process(&self, pid: u32, process: &Process) {
+        let fields = Fields { number: pid, time: process.start_ns, text: &process.app, fds: &[] };
+        let _ = self.send(PROCESS, fields, MsgFlags::MSG_DONTWAIT);
+    }
+
+    fn send(&self, kind: u8, fields: Fields<'_>, flags: MsgFlags) -> Result<(), Error> {
         let mut record = [0; RECORD];
+        let Fields { number, time, text, fds } = fields;
         let text = text.get(..text.floor_char_boundary_at(MAX_LINE)).unwrap_or_default();
         record[0] = kind;
-        record[1..3].copy_from_slice(&(text.len() as u16).to_ne_bytes());
+        record[2..4].copy_from_slice(&(text.len() as u16).to_ne_bytes());
+        record[4..8].copy_from_slice(&number.to_ne_bytes());
+        record[8..16].copy_from_slice(&time.to_ne_bytes());
         record[TEXT..TEXT + text.len()].copy_from_slice(text.as_bytes());
         let rights = [ControlMessage::ScmRights(fds)];
         let rights = if fds.is_empty() { &[][..] } else { &rights };
@@ -108,7 +158,7 @@ impl Link {
 
     fn receive_with(&self, flags: MsgFlags) -> Result<Option<Message>, Error> {
         let mut record = [0; RECORD];
-        let mut control = nix::cmsg_space!([RawFd; 2]);
+        let mut control = nix::cmsg_space!([RawFd; 3]);
         let mut parts = [IoSliceMut::new(&mut record)];
         let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
         let received = loop {
@@ -132,15 +182,25 @@ impl Link {
             RECORD => {}
             _ => return Err(Error::Malformed),
         }
-        let text_length = usize::from(u16::from_ne_bytes([record[1], record[2]]));
+        let text_length = usize::from(u16::from_ne_bytes([record[2], record[3]]));
         let text = record.get(TEXT..TEXT + text_length).ok_or(Error::Malformed)?;
+        let text = String::from_utf8_lossy(text).into_owned();
+        let number = u32::from_ne_bytes([record[4], record[5], record[6], record[7]]);
+        let mut time = [0; 8];
+        time.copy_from_slice(&record[8..16]);
         match record[0] {
-            LOG => Ok(Some(Message::Log(String::from_utf8_lossy(text).into_owned()))),
-            READY => match <[OwnedFd; 2]>::try_from(fds) {
-                Ok([ring, counters]) => Ok(Some(Message::Ready { ring, counters })),
+            LOG => Ok(Some(Message::Log(text))),
+            READY => match <[OwnedFd; 3]>::try_from(fds) {
+                Ok([ring, counters, tails]) => Ok(Some(Message::Ready { ring, counters, tails })),
                 Err(_) => Err(Error::Malformed),
             },
             STOP => Ok(Some(Message::Stop)),
+            LOG_LEVEL => Ok(Some(Message::LogLevel(number))),
+            WHO => Ok(Some(Message::Who(number))),
+            PROCESS => {
+                let process = Process { app: text, start_ns: u64::from_ne_bytes(time) };
+                Ok(Some(Message::Process(number, process)))
+            }
             _ => Err(Error::Malformed),
         }
     }
@@ -183,8 +243,18 @@ mod tests {
     fn descriptors_come_along_with_ready() {
         let (here, there) = Link::pair().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
-        here.ready(file.as_fd(), file.as_fd()).unwrap();
+        here.ready(file.as_fd(), file.as_fd(), file.as_fd()).unwrap();
         assert!(matches!(there.receive(), Ok(Some(Message::Ready { .. }))));
+    }
+
+    #[test]
+    fn a_question_gets_its_answer() {
+        let (attaching, serving) = Link::pair().unwrap();
+        serving.who(7);
+        assert!(matches!(attaching.receive(), Ok(Some(Message::Who(7)))));
+        let process = Process { app: "/bin/x".into(), start_ns: 1 << 40 };
+        attaching.process(7, &process);
+        assert!(matches!(serving.receive(), Ok(Some(Message::Process(7, answer))) if answer == process));
     }
 
     #[test]

@@ -28,6 +28,13 @@ pub fn start(level: LevelFilter, sink: Sink) {
     }
 }
 
+/// Changes how much is logged, to a level as `log::LevelFilter` numbers it.
+pub fn set_level(level: u32) {
+    if let Some(level) = LevelFilter::iter().find(|known| *known as u32 == level) {
+        log::set_max_level(level);
+    }
+}
+
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
         // The libraries' own lines are for those who look for a fault in them.

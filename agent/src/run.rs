@@ -38,6 +38,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// What to capture makes no sense here.
+    #[error(transparent)]
+    Filters(#[from] capture::filters::Error),
     /// No library can be probed.
     #[error(transparent)]
     Discover(#[from] discover::Error),
@@ -64,7 +67,7 @@ impl Error {
     /// The exit code that scripts can tell it by.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Filters(_) => 2,
             Self::Capture(capture::Error::NotPermitted { .. }) => 3,
             Self::Capture(_) => 4,
             Self::AddressInUse(_) => 5,
@@ -120,8 +123,7 @@ fn abridged(text: &str) -> String {
 }
 
 fn run() -> Result<(), Error> {
-    let arguments = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
-    let args = match args::parse(arguments)? {
+    let args = match args::parse(arguments())? {
         Parsed::Run(args) => args,
         Parsed::Print(text) => {
             let _ = io::stdout().write_all(text.as_bytes());
@@ -133,6 +135,7 @@ fn run() -> Result<(), Error> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGHUP);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None).map_err(Error::system("block signals"))?;
     let (ours, theirs) = link::Link::pair()?;
     // SAFETY: no thread was started yet.
@@ -147,6 +150,11 @@ fn run() -> Result<(), Error> {
             attach::run(ours, &args, &signals, child)
         }
     }
+}
+
+/// What stands on the command line after the program's name.
+pub fn arguments() -> impl Iterator<Item = String> {
+    std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned())
 }
 
 fn listen(args: &Args) -> Result<TcpListener, Error> {

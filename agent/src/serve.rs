@@ -3,6 +3,7 @@
 //! Owns the mapped ring. It ends when the attaching half says so, or is gone.
 
 use std::{
+    cell::RefCell,
     io::Read,
     net::TcpListener,
     os::fd::{AsFd, OwnedFd},
@@ -19,8 +20,9 @@ use crate::{
     capture::{
         counters::{Counters, Losses},
         ring::Record,
+        tails::{Loss, Tails},
     },
-    flow::{Clock, Flow},
+    flow::{Clock, Flow, Outcome},
     link::{self, Link, Message},
     run::Error,
     server::Server,
@@ -35,16 +37,18 @@ const LOG_LINES: usize = 256;
 /// Runs until the attaching half ends, or asks for the end.
 pub fn run(link: Link, listener: TcpListener, args: &Args) -> Result<(), Error> {
     let mut early = Vec::new();
-    let (ring, counters) = loop {
+    let (ring, counters, tails) = loop {
         match link.receive()? {
             Some(Message::Log(line)) => early.push(line),
-            Some(Message::Ready { ring, counters }) => break (ring, counters),
+            Some(Message::Ready { ring, counters, tails }) => break (ring, counters, tails),
             // It has said itself why it can't go on.
             Some(Message::Stop) | None => return Ok(()),
+            Some(_) => {}
         }
     };
     let ring = map_ring(ring).map_err(Error::system("map the ring buffer"))?;
     let counters = Counters::new(counters).map_err(Error::system("map the counters"))?;
+    let tails = Tails::new(tails).map_err(Error::system("map the tails"))?;
     let mut stream = Stream::new(run_id()?, args.journal_size.0);
     for line in early {
         stream.log(&line);
@@ -64,16 +68,24 @@ pub fn run(link: Link, listener: TcpListener, args: &Args) -> Result<(), Error> 
         executor.spawn(keep_log(Rc::clone(&server), new_lines)).detach();
         executor.spawn(Rc::clone(&server).accept(Rc::clone(&executor), listener)).detach();
         log::info!("listening url=ws://{address}/");
+        let flow = RefCell::new(Flow::default());
         let mut drain = Drain {
             ring,
-            flow: Flow::default(),
+            tails,
+            link: &link,
+            flow: &flow,
             server: &server,
             told: Losses::default(),
+            unsettled: false,
             next_tell: Instant::now(),
         };
-        future::or(drain.run(), follow(&link, &server)).await?;
+        future::or(drain.run(), follow(&link, &server, &flow)).await?;
         // The probes are gone; this is the last of what they sent.
         while drain.slice() {}
+        drain.tell_tails();
+        while drain.unsettled {
+            drain.tell_tails();
+        }
         server.wake();
         server.stop().await;
         Ok(())
@@ -104,7 +116,7 @@ async fn keep_log(server: Rc<Server>, lines: channel::Receiver<String>) {
 }
 
 /// Takes in what the attaching half says, until it says stop or is gone.
-async fn follow(link: &Link, server: &Server) -> Result<(), Error> {
+async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>) -> Result<(), Error> {
     let ready = Async::new_nonblocking(link.as_fd()).map_err(Error::system("watch the other half"))?;
     loop {
         match link.try_receive() {
@@ -112,7 +124,9 @@ async fn follow(link: &Link, server: &Server) -> Result<(), Error> {
                 server.stream.borrow_mut().log(&line);
                 server.wake();
             }
-            Ok(Some(Message::Ready { .. })) => {}
+            Ok(Some(Message::Process(pid, process))) => flow.borrow_mut().processes.answer(pid, process),
+            Ok(Some(Message::LogLevel(level))) => crate::log::set_level(level),
+            Ok(Some(Message::Ready { .. } | Message::Who(_))) => {}
             Ok(Some(Message::Stop) | None) => return Ok(()),
             Err(link::Error::System(Errno::EAGAIN)) => {
                 ready.readable().await.map_err(Error::system("watch the other half"))?;
@@ -125,12 +139,19 @@ async fn follow(link: &Link, server: &Server) -> Result<(), Error> {
 /// Moves records from the ring to the journal.
 struct Drain<'a> {
     ring: RingBuf<MapData>,
-    flow: Flow,
+    tails: Tails,
+    link: &'a Link,
+    flow: &'a RefCell<Flow>,
     server: &'a Server,
     /// The losses that the log has told of.
     told: Losses,
+    /// There may be losses that no event will tell of.
+    unsettled: bool,
     next_tell: Instant,
 }
+
+/// Between two lines about losses.
+const TELL: Duration = Duration::from_secs(1);
 
 impl Drain<'_> {
     /// Drains the ring whenever there is something in it, for ever.
@@ -143,7 +164,7 @@ impl Drain<'_> {
                 future::yield_now().await;
             }
             let wait = async { ready.readable().await.map_err(Error::system("watch the ring buffer")) };
-            if self.server.losses() == self.told {
+            if self.server.losses() == self.told && !self.unsettled {
                 wait.await?;
             } else {
                 // What was lost last must be told even if nothing comes after it.
@@ -159,30 +180,56 @@ impl Drain<'_> {
     /// Drains a bounded number of records; says whether there may be more.
     fn slice(&mut self) -> bool {
         let clock = Clock::now();
+        let mut flow = self.flow.borrow_mut();
         let mut drained = 0;
         while drained < SLICE {
             let Some(item) = self.ring.next() else { break };
-            match Record::parse(&item) {
-                Ok(record) => self.server.stream.borrow_mut().event(self.flow.event(&record, clock)),
+            match Record::parse(&item).map(|record| flow.take(&record, clock)) {
+                Ok(Outcome::Event(event)) => self.server.stream.borrow_mut().event(*event),
+                Ok(Outcome::EarlyDataRejected { connection_id, bytes }) => log::warn!(
+                    "early data was rejected, and may be sent again: connection_id={connection_id} bytes={bytes}"
+                ),
+                Ok(Outcome::Nothing) => {}
                 Err(error) => log::error!("{error}"),
             }
             drained += 1;
         }
+        for pid in flow.processes.questions() {
+            self.link.who(pid);
+        }
+        drop(flow);
         if drained > 0 {
             self.server.wake();
         }
-        self.tell_losses();
+        if Instant::now() >= self.next_tell {
+            self.tell_losses();
+        }
         drained == SLICE
     }
 
-    /// Says in the log that something was lost, at most once a second.
+    /// Says in the log what was lost, if that has changed.
     fn tell_losses(&mut self) {
         let losses = self.server.losses();
-        if losses == self.told || Instant::now() < self.next_tell {
-            return;
+        if losses != self.told {
+            log::warn!("lost before the journal: lost_events={} lost_bytes={}", losses.events, losses.bytes);
+            self.told = losses;
+            self.unsettled = true;
+            self.next_tell = Instant::now() + TELL;
+        } else if self.unsettled {
+            self.tell_tails();
+            self.next_tell = Instant::now() + TELL;
         }
-        log::warn!("lost before the journal: lost_events={} lost_bytes={}", losses.events, losses.bytes);
-        self.told = losses;
-        self.next_tell = Instant::now() + Duration::from_secs(1);
+    }
+
+    /// Says in the log which losses were the last of their connection.
+    fn tell_tails(&mut self) {
+        let flow = self.flow.borrow();
+        let (losses, unsettled) =
+            self.tails.look(|connection, written| flow.next_offset(connection, written));
+        self.unsettled = unsettled;
+        for Loss { connection_id, written, bytes } in losses {
+            let way = if written { "written" } else { "read" };
+            log::warn!("lost at the end: connection_id={connection_id} direction={way} lost_bytes={bytes}");
+        }
     }
 }

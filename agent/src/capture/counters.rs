@@ -1,28 +1,14 @@
-//! What the kernel side counted, read from memory that it shares.
-//!
-//! Mapped, because on 5.10 a process without capabilities is refused every bpf call, reading a map included.
+//! What the kernel side counted.
 
-use std::{
-    io,
-    num::NonZeroUsize,
-    os::fd::AsFd,
-    ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{io, os::fd::AsFd};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use plaintap_abi::Counter;
+
+use super::shared::Shared;
 
 /// The kernel's counters, as they stand at each look.
 #[derive(Debug)]
-pub struct Counters {
-    memory: NonNull<std::ffi::c_void>,
-}
-
-const LENGTH: NonZeroUsize = match NonZeroUsize::new(Counter::COUNT * size_of::<u64>()) {
-    Some(length) => length,
-    None => unreachable!(),
-};
+pub struct Counters(Shared);
 
 /// What was lost between the traced processes and the journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,17 +22,12 @@ pub struct Losses {
 impl Counters {
     /// Maps the counter array `map`.
     pub fn new(map: impl AsFd) -> io::Result<Self> {
-        // SAFETY: a fresh mapping of an mmapable array that holds LENGTH bytes; nothing else points into it.
-        #[expect(unsafe_code, reason = "mmap")]
-        let memory = unsafe { mmap(None, LENGTH, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map, 0) }?;
-        Ok(Self { memory })
+        Shared::new(map, Counter::COUNT).map(Self)
     }
 
     /// One counter's value.
     pub fn get(&self, counter: Counter) -> u64 {
-        // SAFETY: the mapping is page-aligned, holds COUNT u64s and lives as long as self; the kernel adds atomically.
-        #[expect(unsafe_code, reason = "shared memory")]
-        unsafe { self.memory.cast::<AtomicU64>().add(counter as usize).as_ref() }.load(Ordering::Relaxed)
+        self.0.get(counter as usize)
     }
 
     /// All losses so far.
@@ -59,16 +40,9 @@ impl Counters {
                 Counter::UnreadableRecords,
                 Counter::MapFullCalls,
                 Counter::UnmatchedReturns,
+                Counter::UnreadableLengths,
             ]),
             bytes: sum(&[Counter::RingFullBytes, Counter::UnreadableBytes, Counter::OversizeBytes]),
         }
-    }
-}
-
-impl Drop for Counters {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that new() made, and that nobody else unmaps.
-        #[expect(unsafe_code, reason = "munmap")]
-        let _ = unsafe { munmap(self.memory, LENGTH.get()) };
     }
 }

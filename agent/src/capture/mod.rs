@@ -1,10 +1,15 @@
 //! The kernel side, seen from the attaching half: loads the eBPF programs, puts them on functions and sockets.
 //!
-//! Owns the loaded programs: dropping a `Capture` detaches everything, as does the end of the process.
+//! Owns the loaded programs: dropping a `Capture` detaches everything, as does the end of the process. The kernel takes its
+//! time over each probe, one after the other: some 80 ms on 6.18.
 
 pub mod btf;
 pub mod counters;
+pub mod filters;
+mod listeners;
 pub mod ring;
+mod shared;
+pub mod tails;
 
 use std::{
     error::Error as _,
@@ -15,14 +20,19 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map},
-    programs::{KProbe, ProgramError, RawTracePoint, UProbe, uprobe::UProbeScope},
+    maps::{Array, HashMap, Map, MapError},
+    programs::{
+        KProbe, Program, ProgramError, RawTracePoint, UProbe,
+        uprobe::{UProbeLinkId, UProbeScope},
+    },
 };
 use nix::{
     errno::Errno,
     sys::resource::{Resource, setrlimit},
 };
-use plaintap_abi::{SocketOffsets, names};
+use plaintap_abi::{NO_OFFSET, Settings, SocketOffsets, choice, names};
+
+use filters::Filters;
 
 use crate::discover::{Function, Target};
 
@@ -32,6 +42,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pr
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Shows that the kernel has uprobes. Source: linux, Documentation/ABI/testing/sysfs-bus-event_source-devices.
 const UPROBE_EVENTS: &str = "/sys/bus/event_source/devices/uprobe/type";
+
+/// Settings, as a type that aya writes into maps.
+const SETTINGS_WORDS: usize = size_of::<Settings>() / size_of::<u64>();
 
 /// Why nothing can be captured.
 #[derive(Debug, thiserror::Error)]
@@ -69,15 +82,6 @@ pub enum Error {
     Object(&'static str),
 }
 
-/// What the programs should look at.
-#[derive(Debug)]
-pub struct Options {
-    /// Only these processes; all if empty.
-    pub pids: Vec<u32>,
-    /// The ring's size in bytes, a power of two.
-    pub ring_size: u32,
-}
-
 /// How the addresses of connections are found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketHook {
@@ -91,13 +95,14 @@ pub enum SocketHook {
 #[derive(Debug)]
 pub struct Capture {
     ebpf: Ebpf,
+    offsets: SocketOffsets,
     /// Why the programs can't read a socket's addresses.
     no_offsets: Option<btf::Error>,
 }
 
 impl Capture {
-    /// Loads the programs into the kernel; nothing is attached yet.
-    pub fn load(options: &Options) -> Result<Self, Error> {
+    /// Loads the programs into the kernel, with a ring of `ring_size` bytes, a power of two; nothing is attached yet.
+    pub fn load(ring_size: u32, filters: &Filters) -> Result<Self, Error> {
         if !Path::new(UPROBE_EVENTS).exists() {
             return Err(Error::NoUprobes);
         }
@@ -107,54 +112,65 @@ impl Capture {
         }
         let (offsets, no_offsets) = match btf::socket_offsets(Path::new(KERNEL_BTF)) {
             Ok(offsets) => (offsets, None),
+            Err(_) if btf::known_kernel() => (btf::COMMON_OFFSETS, None),
             Err(error) => (SocketOffsets::default(), Some(error)),
         };
-        let filter = u32::from(!options.pids.is_empty());
-        let mut ebpf = EbpfLoader::new()
+        let ebpf = EbpfLoader::new()
             // The object carries no types, so that the kernel's need not be held in memory to match them.
             .btf(None)
             .override_global(names::SOCKET_OFFSETS, bytemuck::bytes_of(&offsets), true)
-            .override_global(names::FILTER_PIDS, &filter, true)
-            .map_max_entries(names::RING, options.ring_size)
+            .map_max_entries(names::RING, ring_size)
             .load(OBJECT)
             .map_err(|source| Error::from_aya("load eBPF maps", source))?;
-        let pids = ebpf.map_mut(names::PIDS).ok_or(Error::Object(names::PIDS))?;
-        let mut pids = HashMap::<_, u32, u8>::try_from(pids).map_err(|_| Error::Object(names::PIDS))?;
-        for pid in &options.pids {
-            pids.insert(pid, 1, 0).map_err(|error| Error::from_aya("fill an eBPF map", error.into()))?;
-        }
-        for (name, program) in ebpf.programs_mut() {
-            let what = format!("load the eBPF program {name}");
+        let mut capture = Self { ebpf, offsets, no_offsets };
+        capture.set_filters(filters)?;
+        for (name, program) in capture.ebpf.programs_mut() {
             match program {
-                aya::programs::Program::UProbe(program) => program.load(),
-                aya::programs::Program::KProbe(program) => program.load(),
-                aya::programs::Program::RawTracePoint(program) => program.load(),
+                Program::UProbe(program) => program.load(),
+                Program::KProbe(program) => program.load(),
+                Program::RawTracePoint(program) => program.load(),
                 _ => return Err(Error::Object("programs of known kinds only")),
             }
-            .map_err(|error| Error::from_aya(&what, error.into()))?;
+            .map_err(|error| Error::from_aya(&format!("load the eBPF program {name}"), error.into()))?;
+            // How near the verifier's limit of a million it comes; told since 5.16.
+            if let Some(count) = program.info().ok().and_then(|info| info.verified_instruction_count()) {
+                log::debug!("loaded program={name} verified_instructions={count}");
+            }
         }
-        Ok(Self { ebpf, no_offsets })
+        Ok(capture)
+    }
+
+    /// Changes what is captured from now on.
+    pub fn set_filters(&mut self, filters: &Filters) -> Result<(), Error> {
+        let failed = |error: MapError| Error::from_aya("fill an eBPF map", error.into());
+        replace(self.map_as(names::PIDS)?, &filters.pids).map_err(failed)?;
+        replace(self.map_as(names::COMMS)?, &filters.comms).map_err(failed)?;
+        // Last, as it says which of the others count.
+        let settings = bytemuck::cast::<Settings, [u64; SETTINGS_WORDS]>(filters.settings());
+        let mut map: Array<_, [u64; SETTINGS_WORDS]> = self.map_as(names::SETTINGS)?;
+        map.set(0, settings, 0).map_err(failed)
     }
 
     /// Puts the probes on a library's functions.
     pub fn attach(&mut self, target: &Target) -> Result<(), Error> {
         for (function, offset) in &target.functions {
-            let returns = match function {
-                Function::SslRead => "ssl_read_return",
-                Function::SslWrite => "ssl_write_return",
-            };
+            let (entry, returns) = programs(*function);
             // The return first: an entry without its return would leave a call in the thread's state.
-            for name in [returns, "ssl_call"] {
+            for name in returns.into_iter().chain([entry]) {
                 let program: &mut UProbe = self.program(name)?;
-                program.attach(*offset, &target.path, UProbeScope::AllProcesses).map_err(|error| {
-                    Error::from_aya(
-                        &format!("probe {} in {}", function.name(), target.path.display()),
-                        error.into(),
-                    )
+                let attached = program.attach(*offset, &target.path, UProbeScope::AllProcesses);
+                attached.map_err(|error| {
+                    let what = format!("probe {} in {}", function.name(), target.path.display());
+                    Error::from_aya(&what, error.into())
                 })?;
             }
         }
         Ok(())
+    }
+
+    /// Attaches what tells the ends of threads and processes.
+    pub fn hook_ends(&mut self) -> Result<(), Error> {
+        self.attach_tracepoints("thread_end", &["sched_process_exit", "sched_process_exec"])
     }
 
     /// Attaches what finds out connections' addresses, in the way that this kernel has.
@@ -164,14 +180,30 @@ impl Capture {
         if let Some(error) = self.no_offsets.take() {
             return Err(Error::NoOffsets(error));
         }
-        if let Err(error) = self.attach_tracepoints("socket_state", &["inet_sock_set_state"]) {
-            log::warn!("who opened a connection will be a guess: {}", crate::run::chain(&error));
+        // Before the ports are read, so that none is missed.
+        self.attach_tracepoints("socket_state", &["inet_sock_set_state"])?;
+        let mut listeners: HashMap<_, u16, u8> = self.map_as(names::LISTENERS)?;
+        for port in listeners::ports(Path::new("/proc")) {
+            // Where there are more than it holds, the local side is taken for the opener.
+            let _ = listeners.insert(port, 0, 0);
         }
-        if self.attach_kprobes().is_ok() {
-            return Ok(SocketHook::Kprobe);
+        let no_kprobes = match self.attach_kprobes() {
+            Ok(()) => return Ok(SocketHook::Kprobe),
+            Err(error) => error,
+        };
+        if self.offsets.protocol == NO_OFFSET {
+            // The tracepoints show sockets of every kind, which only their protocol can tell apart.
+            return Err(no_kprobes);
         }
-        self.attach_tracepoints("socket_length", &["sock_send_length", "sock_recv_length"])?;
+        self.attach_tracepoints("socket_sent", &["sock_send_length"])?;
+        self.attach_tracepoints("socket_received", &["sock_recv_length"])?;
         Ok(SocketHook::Tracepoint)
+    }
+
+    /// Captures nothing more, at once; the probes stay where they are.
+    pub fn pause(&mut self) -> Result<(), Error> {
+        let nothing = Filters { pids: [(0, choice::INCLUDE)].into(), ..Filters::default() };
+        self.set_filters(&nothing)
     }
 
     /// The ring that the programs fill.
@@ -184,6 +216,18 @@ impl Capture {
         self.map(names::COUNTERS)
     }
 
+    /// The table of connections' ends that the programs keep.
+    pub fn tails(&self) -> Result<BorrowedFd<'_>, Error> {
+        self.map(names::TAILS)
+    }
+
+    fn map_as<'a, T>(&'a mut self, name: &'static str) -> Result<T, Error>
+    where
+        T: TryFrom<&'a mut Map, Error = MapError>,
+    {
+        self.ebpf.map_mut(name).ok_or(Error::Object(name))?.try_into().map_err(|_| Error::Object(name))
+    }
+
     fn map(&self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
         match self.ebpf.map(name) {
             Some(Map::RingBuf(data) | Map::Array(data)) => Ok(data.fd().as_fd()),
@@ -192,19 +236,17 @@ impl Capture {
     }
 
     fn attach_kprobes(&mut self) -> Result<(), Error> {
-        let program: &mut KProbe = self.program("socket_call")?;
-        let mut links = Vec::new();
-        for function in ["tcp_sendmsg", "tcp_recvmsg"] {
-            match program.attach(function, 0) {
-                Ok(link) => links.push(link),
-                Err(error) => {
-                    // Half of it would be worse than the other way.
-                    for link in links {
-                        let _ = program.detach(link);
-                    }
-                    return Err(Error::from_aya(&format!("put a kprobe on {function}"), error.into()));
-                }
-            }
+        let failed = |function, error: ProgramError| {
+            Error::from_aya(&format!("put a kprobe on {function}"), error.into())
+        };
+        let send: &mut KProbe = self.program("socket_send")?;
+        let sending = send.attach("tcp_sendmsg", 0).map_err(|error| failed("tcp_sendmsg", error))?;
+        let receive: &mut KProbe = self.program("socket_receive")?;
+        if let Err(error) = receive.attach("tcp_recvmsg", 0) {
+            // Half of it would be worse than the other way.
+            let send: &mut KProbe = self.program("socket_send")?;
+            let _ = send.detach(sending);
+            return Err(failed("tcp_recvmsg", error));
         }
         Ok(())
     }
@@ -219,12 +261,46 @@ impl Capture {
         Ok(())
     }
 
-    fn program<'a, T>(&'a mut self, name: &'static str) -> Result<&'a mut T, Error>
+    fn program<T>(&mut self, name: &'static str) -> Result<&mut T, Error>
     where
-        &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+        for<'a> &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         let program = self.ebpf.program_mut(name).ok_or(Error::Object(name))?;
         program.try_into().map_err(|_| Error::Object(name))
+    }
+}
+
+/// Makes an eBPF hash map hold `entries` and nothing else.
+fn replace<K: aya::Pod>(
+    mut map: HashMap<&mut aya::maps::MapData, K, u8>,
+    entries: &std::collections::HashMap<K, u8>,
+) -> Result<(), MapError>
+where
+    K: Eq + std::hash::Hash,
+{
+    let kept: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    for key in kept.iter().filter(|key| !entries.contains_key(key)) {
+        map.remove(key)?;
+    }
+    for (key, choice) in entries {
+        map.insert(key, choice, 0)?;
+    }
+    Ok(())
+}
+
+/// The programs for a function's entry and return.
+fn programs(function: Function) -> (&'static str, Option<&'static str>) {
+    match function {
+        Function::Read => ("ssl_call", Some("ssl_read_return")),
+        Function::Write => ("ssl_call", Some("ssl_write_return")),
+        Function::ReadEx => ("ssl_call_ex", Some("ssl_read_return")),
+        Function::WriteEx => ("ssl_call_ex", Some("ssl_write_return")),
+        Function::DoHandshake => ("ssl_call", Some("ssl_handshake_return")),
+        Function::Free | Function::Clear => ("ssl_end", None),
+        Function::SetHostName => ("ssl_host_name", None),
+        Function::Ctrl => ("ssl_ctrl", None),
+        Function::ResetEarlyDataReject => ("ssl_early_data_reset", None),
+        Function::GetEarlyDataStatus => ("ssl_call", Some("ssl_early_data_status_return")),
     }
 }
 
@@ -232,10 +308,15 @@ impl Error {
     /// Sorts out what the kernel meant, from the error number at the end of aya's chain.
     fn from_aya(what: &str, error: aya::EbpfError) -> Self {
         let what = what.to_owned();
+        // The verifier's word for code that it does not take is EACCES too.
+        let refused = match &error {
+            aya::EbpfError::ProgramError(ProgramError::LoadError { .. }) => &[Errno::EPERM][..],
+            _ => &[Errno::EPERM, Errno::EACCES],
+        };
         let mut cause = error.source();
         while let Some(error) = cause {
             let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-            if let Some(errno @ (Errno::EPERM | Errno::EACCES)) = number.map(Errno::from_raw) {
+            if let Some(errno) = number.map(Errno::from_raw).filter(|errno| refused.contains(errno)) {
                 return Self::NotPermitted { what, source: errno.into() };
             }
             cause = error.source();

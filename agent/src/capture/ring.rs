@@ -1,13 +1,13 @@
 //! The ring's records, typed and checked.
 
-use plaintap_abi::{CLASSES, Header};
+use plaintap_abi::{CLASSES, Header, kind};
 
 /// One record: what was captured, and what of it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     /// When, who and where.
     pub header: Header,
-    /// The plaintext; never empty.
+    /// The plaintext, or what else the header's kind says.
     pub payload: &'a [u8],
 }
 
@@ -26,12 +26,16 @@ impl<'a> Record<'a> {
             return Err(malformed);
         };
         let header: Header = bytemuck::pod_read_unaligned(header);
-        let payload = data.get(..header.length as usize).filter(|payload| !payload.is_empty());
-        match payload {
-            // The kernel rounds a record up to 8 bytes.
-            Some(payload) if CLASSES.iter().any(|class| class.next_multiple_of(8) == data.len()) => {
-                Ok(Self { header, payload })
+        // The kernel rounds a record up to 8 bytes, which every class is.
+        let sound = match header.kind {
+            kind::READ | kind::WRITTEN | kind::SERVER_NAME => {
+                CLASSES.contains(&data.len()) && header.length > 0
             }
+            kind::EARLY_DATA_REJECTED => data.is_empty() && header.length == 0,
+            _ => false,
+        };
+        match data.get(..header.length as usize) {
+            Some(payload) if sound => Ok(Self { header, payload }),
             _ => Err(malformed),
         }
     }
@@ -42,7 +46,7 @@ mod tests {
     use super::*;
 
     fn bytes(class: usize, length: u32) -> Vec<u8> {
-        let header = Header { length, pid: 7, ..Header::default() };
+        let header = Header { length, pid: 7, kind: kind::READ, ..Header::default() };
         let mut bytes = bytemuck::bytes_of(&header).to_vec();
         bytes.extend((0..class).map(|index| index as u8));
         bytes
@@ -60,6 +64,7 @@ mod tests {
         for (class, length) in [(256, 257), (256, 0), (256, u32::MAX), (255, 1), (0, 0), (16385, 1)] {
             assert!(Record::parse(&bytes(class, length)).is_err(), "{class} {length}");
         }
-        assert!(Record::parse(&[0; 111]).is_err());
+        assert!(Record::parse(&[0; 127]).is_err());
+        assert!(Record::parse(&[0; 128]).is_err());
     }
 }

@@ -32,17 +32,22 @@ pub fn functions(file: File) -> Result<Vec<(Function, u64)>, &'static str> {
     let segments = header.program_headers(endian, data).map_err(|_| BROKEN)?;
     let sections = header.sections(endian, data).map_err(|_| BROKEN)?;
     let symbols = sections.symbols(endian, data, object::elf::SHT_DYNSYM).map_err(|_| BROKEN)?;
-    let mut found = Vec::new();
-    for function in Function::ALL {
-        let offset = symbols
-            .iter()
-            .filter(|symbol| symbol.st_type() == STT_FUNC && symbol.is_definition(endian, symbols.strings()))
-            .find(|symbol| symbol.name(endian, symbols.strings()) == Ok(function.name().as_bytes()))
-            .map(|symbol| symbol.st_value(endian));
-        if let Some(address) = offset {
-            found.push((function, file_offset(segments, endian, address).ok_or(BROKEN)?));
+    let mut found: Vec<(Function, u64)> = Vec::new();
+    for symbol in symbols.iter() {
+        if symbol.st_type() != STT_FUNC || !symbol.is_definition(endian, symbols.strings()) {
+            continue;
+        }
+        let Ok(name) = symbol.name(endian, symbols.strings()) else { continue };
+        let Some(function) = Function::ALL.into_iter().find(|function| function.name().as_bytes() == name)
+        else {
+            continue;
+        };
+        // A symbol may have several versions, of which the first is the one.
+        if found.iter().all(|(other, _)| *other != function) {
+            found.push((function, file_offset(segments, endian, symbol.st_value(endian)).ok_or(BROKEN)?));
         }
     }
+    found.sort_by_key(|(function, _)| *function);
     Ok(found)
 }
 

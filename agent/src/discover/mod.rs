@@ -16,25 +16,69 @@ use std::{
 
 use nix::fcntl::OFlag;
 
-/// A function that the probes know how to watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A function that the probes know how to watch. Sources: BoringSSL's and OpenSSL's include/openssl/ssl.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Function {
     /// `int SSL_read(SSL *ssl, void *buf, int num)`
-    SslRead,
+    Read,
     /// `int SSL_write(SSL *ssl, const void *buf, int num)`
-    SslWrite,
+    Write,
+    /// `int SSL_read_ex(SSL *ssl, void *buf, size_t num, size_t *readbytes)`; OpenSSL's, as all that ends in ex.
+    ReadEx,
+    /// `int SSL_write_ex(SSL *s, const void *buf, size_t num, size_t *written)`
+    WriteEx,
+    /// `int SSL_do_handshake(SSL *ssl)`
+    DoHandshake,
+    /// `void SSL_free(SSL *ssl)`
+    Free,
+    /// `int SSL_clear(SSL *ssl)`
+    Clear,
+    /// `int SSL_set_tlsext_host_name(SSL *ssl, const char *name)`; BoringSSL's.
+    SetHostName,
+    /// `long SSL_ctrl(SSL *ssl, int cmd, long larg, void *parg)`; OpenSSL's, for the host name.
+    Ctrl,
+    /// `void SSL_reset_early_data_reject(SSL *ssl)`; BoringSSL's.
+    ResetEarlyDataReject,
+    /// `int SSL_get_early_data_status(const SSL *s)`; OpenSSL's.
+    GetEarlyDataStatus,
 }
 
 impl Function {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::SslRead, Self::SslWrite];
+    pub const ALL: [Self; 11] = [
+        Self::Read,
+        Self::Write,
+        Self::ReadEx,
+        Self::WriteEx,
+        Self::DoHandshake,
+        Self::Free,
+        Self::Clear,
+        Self::SetHostName,
+        Self::Ctrl,
+        Self::ResetEarlyDataReject,
+        Self::GetEarlyDataStatus,
+    ];
 
     /// Its symbol.
     pub fn name(self) -> &'static str {
         match self {
-            Self::SslRead => "SSL_read",
-            Self::SslWrite => "SSL_write",
+            Self::Read => "SSL_read",
+            Self::Write => "SSL_write",
+            Self::ReadEx => "SSL_read_ex",
+            Self::WriteEx => "SSL_write_ex",
+            Self::DoHandshake => "SSL_do_handshake",
+            Self::Free => "SSL_free",
+            Self::Clear => "SSL_clear",
+            Self::SetHostName => "SSL_set_tlsext_host_name",
+            Self::Ctrl => "SSL_ctrl",
+            Self::ResetEarlyDataReject => "SSL_reset_early_data_reject",
+            Self::GetEarlyDataStatus => "SSL_get_early_data_status",
         }
+    }
+
+    /// Whether plaintext goes through it; the others only tell about it.
+    pub fn carries(self) -> bool {
+        matches!(self, Self::Read | Self::Write | Self::ReadEx | Self::WriteEx)
     }
 }
 
@@ -43,14 +87,15 @@ impl Function {
 pub struct Target {
     /// Where the file was found.
     pub path: PathBuf,
-    /// What to probe, each at its offset in the file in bytes; at least one.
+    /// What to probe, each at its offset in the file in bytes; at least one of them carries plaintext.
     pub functions: Vec<(Function, u64)>,
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "library={} functions=", self.path.display())?;
-        for (index, (function, _)) in self.functions.iter().enumerate() {
+        let carrying = self.functions.iter().filter(|(function, _)| function.carries());
+        for (index, (function, _)) in carrying.enumerate() {
             write!(f, "{}{}", if index == 0 { "" } else { "," }, function.name())?;
         }
         Ok(())
@@ -126,7 +171,7 @@ fn examine(path: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<Option<Target>
         return Ok(None);
     }
     let functions = elf::functions(file).map_err(|why| Error::Foreign { path: path.into(), why })?;
-    if functions.is_empty() {
+    if !functions.iter().any(|(function, _)| function.carries()) {
         return Err(Error::NoFunctions { path: path.into() });
     }
     Ok(Some(Target { path: path.into(), functions }))

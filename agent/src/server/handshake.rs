@@ -117,7 +117,7 @@ async fn refuse(socket: &mut Async<TcpStream>, refusal: Refusal) -> Error {
     let Refusal { status, sentence } = refusal;
     let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\
-         Sec-WebSocket-Version: 13\r\n\r\n{sentence}\n",
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n{sentence}\n",
         sentence.len() + 1,
     );
     let told = async {

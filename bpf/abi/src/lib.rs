@@ -1,4 +1,4 @@
-//! What the eBPF programs and the agent agree on: records of the ring, counters, globals, and the names that join them.
+//! What the eBPF programs and the agent agree on: records of the ring, counters, settings, and the names that join them.
 //!
 //! Everything is `repr(C)`, native-endian, without padding; sizes are asserted here, once, for both sides.
 #![no_std]
@@ -25,25 +25,35 @@ pub mod names {
     pub const RING: &str = "RING";
     /// `u64` per [`Counter`](crate::Counter); may be mapped into memory.
     pub const COUNTERS: &str = "COUNTERS";
-    /// The process ids to capture, when [`FILTER_PIDS`] is not 0.
+    /// [`Tail`](crate::Tail)s, in the place that [`tail_place`](crate::tail_place) says; may be mapped into memory.
+    pub const TAILS: &str = "TAILS";
+    /// One [`Settings`](crate::Settings).
+    pub const SETTINGS: &str = "SETTINGS";
+    /// `u32` process id to [`choice`](crate::choice).
     pub const PIDS: &str = "PIDS";
-    /// `u32`: not 0 if only processes in [`PIDS`] are captured.
-    pub const FILTER_PIDS: &str = "FILTER_PIDS";
+    /// A comm, NUL-padded, to [`choice`](crate::choice).
+    pub const COMMS: &str = "COMMS";
+    /// `u16` TCP ports, in host order, that are listened on.
+    pub const LISTENERS: &str = "LISTENERS";
     /// A [`SocketOffsets`](crate::SocketOffsets).
     pub const SOCKET_OFFSETS: &str = "SOCKET_OFFSETS";
 }
 
-/// Which way a call moved its bytes. The values are those of eCaptureQ's `Event.direction`.
-pub mod direction {
-    /// The process received them.
+/// What a record tells.
+pub mod kind {
+    /// Plaintext that the process received. The value is that of eCaptureQ's `Event.direction`.
     pub const READ: u8 = 1;
-    /// The process sent them.
+    /// Plaintext that the process sent. The value is that of eCaptureQ's `Event.direction`.
     pub const WRITTEN: u8 = 2;
+    /// The payload is the host name that the client side asks for.
+    pub const SERVER_NAME: u8 = 3;
+    /// The peer rejected early data: what was written so far is not with it, and may be sent again. No payload.
+    pub const EARLY_DATA_REJECTED: u8 = 4;
 }
 
 /// Which side opened a connection.
 pub mod opener {
-    /// It was opened before anybody looked.
+    /// Nobody knows.
     pub const UNKNOWN: u8 = 0;
     /// The traced process's side.
     pub const LOCAL: u8 = 1;
@@ -59,6 +69,14 @@ pub mod family {
     pub const INET: u8 = 2;
     /// IPv6.
     pub const INET6: u8 = 10;
+}
+
+/// What a filter's entry does with what matches it.
+pub mod choice {
+    /// Only what matches such an entry is captured.
+    pub const INCLUDE: u8 = 1;
+    /// What matches is not captured.
+    pub const EXCLUDE: u8 = 2;
 }
 
 /// Both ends of a TCP connection, seen from the traced process.
@@ -91,29 +109,31 @@ pub struct Header {
     pub connection_id: u64,
     /// Bytes of this connection and direction before this record's payload, lost ones included.
     pub stream_offset: u64,
+    /// Where in that count the call began that this record is of.
+    pub call_start: u64,
+    /// Where the call's part ends that the snap length keeps.
+    pub kept_end: u64,
+    /// Where the call ended.
+    pub call_end: u64,
     /// The process id, in the initial PID namespace.
     pub pid: u32,
     /// The thread id.
     pub tid: u32,
     /// The effective user id.
     pub uid: u32,
-    /// Bytes the whole call moved.
-    pub call_length: u32,
-    /// This payload's place in the call, in bytes.
-    pub call_offset: u32,
     /// Bytes of payload that follow; the record itself is as long as its class.
     pub length: u32,
     /// The thread's name: bytes, NUL-padded.
     pub comm: [u64; COMM_LEN / 8],
     /// The connection's ends as far as known.
     pub endpoints: Endpoints,
-    /// One of [`direction`].
-    pub direction: u8,
+    /// One of [`kind`].
+    pub kind: u8,
     /// Zero.
     pub reserved: [u8; 7],
 }
 
-/// A record of the ring: `N` is one of [`CLASSES`].
+/// A record of the ring: `N` is one of [`CLASSES`], or 0 where there is no payload.
 #[repr(C)]
 pub struct Record<const N: usize> {
     /// Says how much of `data` counts.
@@ -124,9 +144,11 @@ pub struct Record<const N: usize> {
 
 const _: () = {
     assert!(size_of::<Endpoints>() == 40);
-    assert!(size_of::<Header>() == 112);
-    assert!(size_of::<Record<256>>() == 112 + 256);
-    assert!(size_of::<SocketOffsets>() == 36);
+    assert!(size_of::<Header>() == 128);
+    assert!(size_of::<Record<256>>() == 128 + 256);
+    assert!(size_of::<SocketOffsets>() == 32);
+    assert!(size_of::<Settings>() == 16 + 12 * MAX_UID_RANGES);
+    assert!(size_of::<Tail>() == 16);
 };
 
 /// What the kernel side counts. Each is a place in the array [`names::COUNTERS`].
@@ -149,11 +171,15 @@ pub enum Counter {
     TooDeepCalls,
     /// Returns whose call was not found.
     UnmatchedReturns,
+    /// Calls whose length could not be read from the process.
+    UnreadableLengths,
+    /// Bytes that the snap length kept out: asked for, and so no loss.
+    SnappedBytes,
 }
 
 impl Counter {
     /// Every counter, in the array's order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::RingFullRecords,
         Self::RingFullBytes,
         Self::UnreadableRecords,
@@ -162,24 +188,91 @@ impl Counter {
         Self::MapFullCalls,
         Self::TooDeepCalls,
         Self::UnmatchedReturns,
+        Self::UnreadableLengths,
+        Self::SnappedBytes,
     ];
     /// Length of the array.
     pub const COUNT: usize = Self::ALL.len();
 }
 
+/// Where a connection's bytes end whose last record was lost, so that the loss shows even if nothing comes after it.
+///
+/// Two threads may write one place at once: `check` tells whether both words are of one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Tail {
+    /// The connection's id, exclusive-or `end`.
+    pub check: u64,
+    /// Bytes of the connection and direction so far, times 2, plus 1 if they were written. 0: nothing here.
+    pub end: u64,
+}
+
+/// Places for [`Tail`]s; of connections that share a place, the last one to lose something is kept.
+pub const TAILS: u64 = 2048;
+
+/// The place of a connection's tail.
+pub fn tail_place(connection_id: u64, written: bool) -> u32 {
+    // Fibonacci hashing: ids differ in their time bits, which this spreads. Source: Knuth, TAOCP 3, section 6.4.
+    let hash = (connection_id ^ written as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash >> (64 - TAILS.trailing_zeros())) as u32
+}
+
 /// How many calls of one thread may be under way: TLS inside TLS nests `SSL_write`.
 pub const MAX_NESTING: usize = 4;
 
-/// Where the kernel keeps what the socket hooks read: byte offsets in `struct sock`; bits never come into it.
+/// How many ranges of user ids a filter may have.
+pub const MAX_UID_RANGES: usize = 16;
+
+/// What the person asked for; changed while the programs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Settings {
+    /// Bytes to keep of each call.
+    pub snaplen: u64,
+    /// Bits of [`filter`]; 0: everything is captured.
+    pub filters: u32,
+    /// How many of `uids` count.
+    pub uid_ranges: u32,
+    /// The user ids to include or exclude.
+    pub uids: [UidRange; MAX_UID_RANGES],
+}
+
+/// Which filters there are, as bits.
+pub mod filter {
+    /// There are entries in the map of process ids.
+    pub const PIDS: u32 = 1;
+    /// Of them, some include.
+    pub const PIDS_INCLUDE: u32 = 2;
+    /// There are ranges of user ids.
+    pub const UIDS: u32 = 4;
+    /// Of them, some include.
+    pub const UIDS_INCLUDE: u32 = 8;
+    /// There are entries in the map of comms.
+    pub const COMMS: u32 = 16;
+    /// Of them, some include.
+    pub const COMMS_INCLUDE: u32 = 32;
+}
+
+/// User ids from `first` to `last`, both included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct UidRange {
+    /// The lowest.
+    pub first: u32,
+    /// The highest.
+    pub last: u32,
+    /// One of [`choice`].
+    pub choice: u32,
+}
+
+/// Where the kernel keeps what the socket hooks read: byte offsets in `struct sock`.
 ///
-/// All zero: unknown, and the hooks do nothing (`protocol` can't be 0 where the others are known).
+/// `local_port` 0: nothing is known, and the hooks do nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct SocketOffsets {
     /// `__sk_common.skc_family`, u16.
     pub family: u32,
-    /// `__sk_common.skc_state`, u8.
-    pub state: u32,
     /// `__sk_common.skc_daddr`, 4 bytes.
     pub remote_v4: u32,
     /// `__sk_common.skc_rcv_saddr`, 4 bytes.
@@ -192,6 +285,9 @@ pub struct SocketOffsets {
     pub remote_port: u32,
     /// `__sk_common.skc_num`, u16, host order.
     pub local_port: u32,
-    /// `sk_protocol`, u16.
+    /// `sk_protocol`, u16; [`NO_OFFSET`] where unknown, which only kprobes on TCP's own functions can do with.
     pub protocol: u32,
 }
+
+/// What stands for an unknown offset.
+pub const NO_OFFSET: u32 = u32::MAX;

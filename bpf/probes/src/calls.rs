@@ -1,4 +1,4 @@
-//! Entry and return of `SSL_read` and `SSL_write`: what they carried goes into the ring.
+//! Entry and return of the TLS library's functions: what they carried goes into the ring.
 //!
 //! Entry keeps the arguments; the return knows how many bytes moved, and sends them as records of fitting size classes,
 //! each straight into a reservation of the ring: per-CPU scratch would be shared by threads on kernels that preempt
@@ -7,168 +7,328 @@
 use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
-        generated::{bpf_get_current_comm, bpf_probe_read_user},
+        generated::bpf_probe_read_user_str,
     },
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use plaintap_abi::{CLASSES, COMM_LEN, Counter, Header, MAX_PIECES, PIECE, PIECE_SHIFT, Record, direction};
+use plaintap_abi::{CLASSES, Counter, Header, MAX_PIECES, PIECE, PIECE_SHIFT, Record, kind};
 
-use crate::state::{self, Call, Failure, RING, at_most, connection_or_new, count, note, wanted};
+use crate::{
+    filter::{comm, settings, wanted},
+    memory::{at_most, read_user, user_value},
+    sockets,
+    state::{self, Call, Connection, Failure, RING, Tally, connection_or_new, count, note},
+};
 
-/// `int SSL_read(SSL *ssl, void *buf, int num)` and `int SSL_write(SSL *ssl, const void *buf, int num)`.
+/// OpenSSL's `SSL_ctrl` command for a host name. Source: openssl, include/openssl/tls1.h and ssl.h.
+const SSL_CTRL_SET_TLSEXT_HOSTNAME: i32 = 55;
+/// Source: openssl, include/openssl/ssl.h.
+const SSL_EARLY_DATA_REJECTED: i32 = 1;
+
+/// `int SSL_read(SSL *ssl, void *buf, int num)`, `int SSL_write(SSL *ssl, const void *buf, int num)`, and those that take
+/// an SSL object alone.
 #[uprobe]
 pub fn ssl_call(ctx: ProbeContext) -> u32 {
-    if let Err(failure) = try_enter(&ctx) {
-        note(failure);
-    }
-    0
+    enter(&ctx, 0)
+}
+
+/// `int SSL_read_ex(SSL *ssl, void *buf, size_t num, size_t *readbytes)` and its like for writing; OpenSSL's calls for
+/// early data go through them.
+#[uprobe]
+pub fn ssl_call_ex(ctx: ProbeContext) -> u32 {
+    enter(&ctx, ctx.arg(3).unwrap_or(0))
 }
 
 #[uretprobe]
 pub fn ssl_read_return(ctx: RetProbeContext) -> u32 {
-    if let Err(failure) = try_leave(&ctx, direction::READ) {
-        note(failure);
-    }
-    0
+    leave(&ctx, kind::READ)
 }
 
 #[uretprobe]
 pub fn ssl_write_return(ctx: RetProbeContext) -> u32 {
-    if let Err(failure) = try_leave(&ctx, direction::WRITTEN) {
+    leave(&ctx, kind::WRITTEN)
+}
+
+/// `int SSL_do_handshake(SSL *ssl)`, for the sockets that it uses.
+#[uretprobe]
+pub fn ssl_handshake_return(ctx: RetProbeContext) -> u32 {
+    if let Err(failure) = try_handshake(&ctx) {
+        note(failure);
+    }
+    0
+}
+
+/// `int SSL_set_tlsext_host_name(SSL *ssl, const char *name)`
+#[uprobe]
+pub fn ssl_host_name(ctx: ProbeContext) -> u32 {
+    if let (Some(ssl), Some(name)) = (ctx.arg(0), ctx.arg(1)) {
+        if let Err(failure) = try_host_name(ssl, name) {
+            note(failure);
+        }
+    }
+    0
+}
+
+/// `long SSL_ctrl(SSL *ssl, int cmd, long larg, void *parg)`
+#[uprobe]
+pub fn ssl_ctrl(ctx: ProbeContext) -> u32 {
+    if ctx.arg(1) != Some(SSL_CTRL_SET_TLSEXT_HOSTNAME) {
+        return 0;
+    }
+    if let (Some(ssl), Some(name)) = (ctx.arg(0), ctx.arg(3)) {
+        if let Err(failure) = try_host_name(ssl, name) {
+            note(failure);
+        }
+    }
+    0
+}
+
+/// `void SSL_reset_early_data_reject(SSL *ssl)`: BoringSSL has a client call it before it sends again.
+#[uprobe]
+pub fn ssl_early_data_reset(ctx: ProbeContext) -> u32 {
+    if let Some(ssl) = ctx.arg(0) {
+        if let Err(failure) = try_early_data_rejected(ssl) {
+            note(failure);
+        }
+    }
+    0
+}
+
+/// `int SSL_get_early_data_status(const SSL *ssl)`: OpenSSL has a client ask before it sends again.
+#[uretprobe]
+pub fn ssl_early_data_status_return(ctx: RetProbeContext) -> u32 {
+    let rejected = ctx.ret::<i32>() == SSL_EARLY_DATA_REJECTED;
+    let result =
+        left_call(&ctx).and_then(|call| if rejected { try_early_data_rejected(call.ssl) } else { Ok(()) });
+    if let Err(failure) = result {
         note(failure);
     }
     0
 }
 
 #[inline(always)]
-fn try_enter(ctx: &ProbeContext) -> Result<(), Failure> {
-    if !wanted((bpf_get_current_pid_tgid() >> 32) as u32) {
-        return Err(Failure::NotOurs);
+fn enter(ctx: &ProbeContext, length_at: u64) -> u32 {
+    if let Err(failure) = try_enter(ctx, length_at) {
+        note(failure);
     }
-    let ssl: u64 = ctx.arg(0).ok_or(Failure::NotOurs)?;
-    let buffer: u64 = ctx.arg(1).ok_or(Failure::NotOurs)?;
-    let stack = stack_at_return(ctx);
-    state::thread_or_new()?.enter(Call { ssl, buffer, stack })
+    0
 }
 
 #[inline(always)]
-fn try_leave(ctx: &RetProbeContext, direction: u8) -> Result<(), Failure> {
-    let id = bpf_get_current_pid_tgid();
-    let pid = (id >> 32) as u32;
-    // A process that is filtered out has no state, nor has one that was inside its call when the probes came.
-    let thread = state::thread().ok_or(Failure::NotOurs)?;
-    let call = thread.leave(stack_now(ctx))?;
-    let moved: i32 = ctx.ret();
-    if moved <= 0 {
+fn leave(ctx: &RetProbeContext, kind: u8) -> u32 {
+    if let Err(failure) = try_leave(ctx, kind) {
+        note(failure);
+    }
+    0
+}
+
+#[inline(always)]
+fn try_enter(ctx: &ProbeContext, length_at: u64) -> Result<(), Failure> {
+    if !settings().is_some_and(wanted) {
         return Err(Failure::NotOurs);
     }
-    let moved = moved as u32;
-    let connection = connection_or_new(pid, call.ssl)?;
-    let offset = &mut connection.offsets[usize::from(direction == direction::WRITTEN)];
-    let stream_offset = *offset;
-    *offset += u64::from(moved);
-    send(
-        Header {
-            // SAFETY: a helper without arguments.
-            time_ns: unsafe { bpf_ktime_get_boot_ns() },
-            connection_id: connection.id,
-            stream_offset,
-            pid,
-            tid: id as u32,
-            uid: bpf_get_current_uid_gid() as u32,
-            call_length: moved,
-            call_offset: 0,
-            length: 0,
-            comm: comm(),
-            endpoints: connection.endpoints,
-            direction,
-            reserved: [0; 7],
-        },
-        untagged(call.buffer),
-    );
+    let ssl = ctx.arg(0).ok_or(Failure::NotOurs)?;
+    let buffer = ctx.arg(1).ok_or(Failure::NotOurs)?;
+    let stack = stack_at_return(ctx);
+    state::thread_or_new()?.enter(Call { ssl, buffer, length_at, stack, used_socket: 0 })
+}
+
+/// The call that returns now.
+#[inline(always)]
+fn left_call(ctx: &RetProbeContext) -> Result<Call, Failure> {
+    match state::thread() {
+        Some(thread) => thread.leave(stack_now(ctx)),
+        // Of a process that is filtered out. Of another, the thread was forgotten inside its call, or the call is older
+        // than the probes.
+        None if !settings().is_some_and(wanted) => Err(Failure::NotOurs),
+        None => Err(Failure::Counted(Counter::UnmatchedReturns)),
+    }
+}
+
+#[inline(always)]
+fn try_leave(ctx: &RetProbeContext, kind: u8) -> Result<(), Failure> {
+    let call = left_call(ctx)?;
+    let result: i32 = ctx.ret();
+    if result <= 0 {
+        return Err(Failure::NotOurs);
+    }
+    let moved = if call.length_at == 0 {
+        result as u64
+    } else {
+        user_value(call.length_at).ok_or(Failure::Counted(Counter::UnreadableLengths))?
+    };
+    if moved == 0 {
+        return Err(Failure::NotOurs);
+    }
+    let written = kind == kind::WRITTEN;
+    let connection = connection_or_new(call.ssl)?;
+    if call.used_socket == 0 && connection.socket == 0 {
+        sockets::used_memory(connection, call.ssl, written, moved);
+    }
+    let offset = if written { &mut connection.offsets[1] } else { &mut connection.offsets[0] };
+    let start = *offset;
+    *offset = start + moved;
+    let mut header = header(connection, kind);
+    header.call_start = start;
+    header.call_end = start + moved;
+    let tally = &mut state::thread().ok_or(Failure::NotOurs)?.tally;
+    send(&mut header, call.buffer, tally);
+    tally.settle(header.connection_id, written);
     Ok(())
+}
+
+#[inline(always)]
+fn try_handshake(ctx: &RetProbeContext) -> Result<(), Failure> {
+    let call = left_call(ctx)?;
+    if call.used_socket == 0 {
+        let connection = connection_or_new(call.ssl)?;
+        if connection.socket == 0 {
+            sockets::used_memory(connection, call.ssl, false, 0);
+            sockets::used_memory(connection, call.ssl, true, 0);
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn try_host_name(ssl: u64, name: u64) -> Result<(), Failure> {
+    if name == 0 || !settings().is_some_and(wanted) {
+        return Err(Failure::NotOurs);
+    }
+    let connection = connection_or_new(ssl)?;
+    let mut entry =
+        RING.reserve::<Record<{ CLASSES[0] }>>(0).ok_or(Failure::Counted(Counter::RingFullRecords))?;
+    let record = entry.as_mut_ptr();
+    // SAFETY: the reservation is as large as the record and ours until it is submitted; the helper writes what has room
+    // in it, a final NUL included.
+    let length = unsafe {
+        let data = (&raw mut (*record).data).cast();
+        let length = bpf_probe_read_user_str(data, CLASSES[0] as u32, name as *const _);
+        let mut header = header(connection, kind::SERVER_NAME);
+        header.length = (length as u32).wrapping_sub(1);
+        (&raw mut (*record).header).write(header);
+        length
+    };
+    if length > 1 {
+        entry.submit(0);
+        Ok(())
+    } else {
+        entry.discard(0);
+        Err(if length < 0 { Failure::Counted(Counter::UnreadableRecords) } else { Failure::NotOurs })
+    }
+}
+
+#[inline(always)]
+fn try_early_data_rejected(ssl: u64) -> Result<(), Failure> {
+    if !settings().is_some_and(wanted) {
+        return Err(Failure::NotOurs);
+    }
+    let connection = connection_or_new(ssl)?;
+    if connection.early_data_rejected != 0 {
+        return Err(Failure::NotOurs);
+    }
+    connection.early_data_rejected = 1;
+    let mut entry = RING.reserve::<Record<0>>(0).ok_or(Failure::Counted(Counter::RingFullRecords))?;
+    let mut header = header(connection, kind::EARLY_DATA_REJECTED);
+    header.stream_offset = connection.offsets[1];
+    // SAFETY: the reservation is as large as the record and ours until it is submitted.
+    unsafe { (&raw mut (*entry.as_mut_ptr()).header).write(header) };
+    entry.submit(0);
+    Ok(())
+}
+
+/// A header for a record of `connection` and the current thread, all but its place and length.
+#[inline(always)]
+fn header(connection: &Connection, kind: u8) -> Header {
+    let id = bpf_get_current_pid_tgid();
+    Header {
+        // SAFETY: a helper without arguments.
+        time_ns: unsafe { bpf_ktime_get_boot_ns() },
+        connection_id: connection.id,
+        stream_offset: 0,
+        call_start: 0,
+        kept_end: 0,
+        call_end: 0,
+        pid: (id >> 32) as u32,
+        tid: id as u32,
+        uid: bpf_get_current_uid_gid() as u32,
+        length: 0,
+        comm: comm(),
+        endpoints: connection.endpoints,
+        kind,
+        reserved: [0; 7],
+    }
 }
 
 /// Sends a call's bytes, which stand at `buffer`: full pieces first, then the rest in the smallest class that holds it.
 #[inline(always)]
-fn send(mut header: Header, buffer: u64) {
-    let moved = u64::from(header.call_length);
-    let start = header.stream_offset;
-    let full = moved >> PIECE_SHIFT;
+fn send(header: &mut Header, buffer: u64, tally: &mut Tally) {
+    let start = header.call_start;
+    let moved = header.call_end - start;
+    let snaplen = settings().map_or(0, |settings| settings.snaplen);
+    let kept = if moved > snaplen { snaplen } else { moved };
+    if moved > kept {
+        count(Counter::SnappedBytes, moved - kept);
+    }
+    header.kept_end = start + kept;
+    let full = kept >> PIECE_SHIFT;
     let mut piece = 0;
     while piece < MAX_PIECES {
         if piece >= full {
             break;
         }
         let done = piece << PIECE_SHIFT;
-        header.call_offset = done as u32;
         header.stream_offset = start + done;
-        send_record::<PIECE>(&mut header, buffer + done, PIECE as u64);
+        send_record::<PIECE>(header, tally, buffer + done, PIECE as u64);
         piece += 1;
     }
-    let done = piece << PIECE_SHIFT;
-    let rest = moved - done;
-    if piece == MAX_PIECES && rest > 0 {
-        count(Counter::OversizeBytes, rest);
+    if full > MAX_PIECES {
+        count(Counter::OversizeBytes, kept - (MAX_PIECES << PIECE_SHIFT));
+        tally.end = header.kept_end;
         return;
     }
-    let rest = rest & (PIECE as u64 - 1);
-    header.call_offset = done as u32;
+    let done = full << PIECE_SHIFT;
+    let rest = kept & (PIECE as u64 - 1);
     header.stream_offset = start + done;
     let buffer = buffer + done;
     if rest == 0 {
     } else if rest <= CLASSES[0] as u64 {
-        send_record::<{ CLASSES[0] }>(&mut header, buffer, rest);
+        send_record::<{ CLASSES[0] }>(header, tally, buffer, rest);
     } else if rest <= CLASSES[1] as u64 {
-        send_record::<{ CLASSES[1] }>(&mut header, buffer, rest);
+        send_record::<{ CLASSES[1] }>(header, tally, buffer, rest);
     } else if rest <= CLASSES[2] as u64 {
-        send_record::<{ CLASSES[2] }>(&mut header, buffer, rest);
+        send_record::<{ CLASSES[2] }>(header, tally, buffer, rest);
     } else {
-        send_record::<{ CLASSES[3] }>(&mut header, buffer, rest);
+        send_record::<{ CLASSES[3] }>(header, tally, buffer, rest);
     }
 }
 
-/// Sends one record of class `N` with the `length` bytes at `address`, or counts what it could not send.
+/// Sends one record of class `N` with the `length` bytes at `address`, or tallies what it could not send.
 #[inline(always)]
-fn send_record<const N: usize>(header: &mut Header, address: u64, length: u64) {
+fn send_record<const N: usize>(header: &mut Header, tally: &mut Tally, address: u64, length: u64) {
     let length = at_most::<N>(length);
+    header.length = length as u32;
     let Some(mut entry) = RING.reserve::<Record<N>>(0) else {
-        count(Counter::RingFullRecords, 1);
-        count(Counter::RingFullBytes, length);
+        tally.full_records += 1;
+        tally.full_bytes += length;
+        tally.end = header.stream_offset + length;
         return;
     };
-    header.length = length as u32;
     let record = entry.as_mut_ptr();
-    // SAFETY: the reservation is as large as the record and ours until it is submitted; the helper writes `length`
-    // bytes, at most N, and reads through the process's page tables, failing where there is no page.
+    // SAFETY: the reservation is as large as the record and ours until it is submitted.
     let read = unsafe {
         (&raw mut (*record).header).write(*header);
-        bpf_probe_read_user((&raw mut (*record).data).cast(), length as u32, address as *const _)
+        read_user((&raw mut (*record).data).cast(), length, address)
     };
-    if read == 0 {
+    if read {
         entry.submit(0);
     } else {
         entry.discard(0);
-        count(Counter::UnreadableRecords, 1);
-        count(Counter::UnreadableBytes, length);
+        tally.unreadable_records += 1;
+        tally.unreadable_bytes += length;
+        tally.end = header.stream_offset + length;
     }
-}
-
-/// The current thread's name; empty where the kernel won't tell.
-#[inline(always)]
-fn comm() -> [u64; COMM_LEN / 8] {
-    let mut comm = [0; COMM_LEN / 8];
-    // SAFETY: the helper writes COMM_LEN bytes at most.
-    unsafe { bpf_get_current_comm((&raw mut comm).cast(), COMM_LEN as u32) };
-    comm
-}
-
-/// A user address without the tag that Android's heap puts into its top byte, which newer kernels refuse to read
-/// through. No user address of either architecture has bits there.
-#[inline(always)]
-fn untagged(address: u64) -> u64 {
-    address & 0x00ff_ffff_ffff_ffff
 }
 
 /// The stack pointer that this call's return probe will see.

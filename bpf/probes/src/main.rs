@@ -1,13 +1,17 @@
 //! plaintap's eBPF programs.
 //!
-//! `calls` watches a TLS library's read and write functions and sends what they carried; `sockets` finds out which TCP
-//! connection an SSL object speaks over; `state` owns the maps that both use. Nothing here knows the layout of a TLS
-//! library's structs: function arguments, results and the socket hooks say all that is needed.
+//! `calls` watches a TLS library's functions and sends what they carried; `sockets` finds out which TCP connection an SSL
+//! object speaks over; `lives` ends what threads, processes and SSL objects leave behind. `state` owns the maps that they
+//! share. Nothing here knows the layout of a TLS library's structs: function arguments, results and the socket hooks say
+//! all that is needed.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod calls;
+mod filter;
+mod lives;
+mod memory;
 mod sockets;
 mod state;
 

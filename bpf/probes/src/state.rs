@@ -1,7 +1,7 @@
-//! The maps: what the programs remember of threads, connections and sockets, and what they count.
+//! The maps: what the programs remember of threads and connections, and what they count.
 //!
 //! Every map is bounded. The LRU ones forget the entry that was unused longest: a thread that is inside no call loses
-//! nothing by it, and a connection starts anew, with another id.
+//! nothing by it, and a connection goes on as a new one.
 
 use core::arch::asm;
 
@@ -9,9 +9,11 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns},
     macros::map,
-    maps::{Array, HashMap, LruHashMap, RingBuf},
+    maps::{Array, LruHashMap, RingBuf},
 };
-use plaintap_abi::{Counter, Endpoints, MAX_NESTING, SocketOffsets};
+use plaintap_abi::{Counter, Endpoints, MAX_NESTING, TAILS, Tail, tail_place};
+
+use crate::memory::at_most;
 
 /// The agent sets its size.
 #[map]
@@ -20,34 +22,22 @@ pub static RING: RingBuf = RingBuf::with_byte_size(1 << 22, 0);
 #[map]
 static COUNTERS: Array<u64> = Array::with_max_entries(Counter::COUNT as u32, BPF_F_MMAPABLE);
 
+#[map(name = "TAILS")]
+static TAIL_PLACES: Array<Tail> = Array::with_max_entries(TAILS as u32, BPF_F_MMAPABLE);
+
 #[map]
 static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entries(8192, 0);
 
 #[map]
 static CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::with_max_entries(8192, 0);
 
-/// Which side opened a TCP connection, by its `struct sock`'s address.
+/// Processes that have connections: a process id's value says nothing.
 #[map]
-pub static OPENERS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(8192, 0);
+static PROCESSES: LruHashMap<u32, u8> = LruHashMap::with_max_entries(8192, 0);
 
+/// When the last process with this id ended, or turned into another program: what it left behind is older.
 #[map]
-static PIDS: HashMap<u32, u8> = HashMap::with_max_entries(1024, 0);
-
-#[unsafe(no_mangle)]
-static FILTER_PIDS: u32 = 0;
-
-#[unsafe(no_mangle)]
-static SOCKET_OFFSETS: SocketOffsets = SocketOffsets {
-    family: 0,
-    state: 0,
-    remote_v4: 0,
-    local_v4: 0,
-    remote_v6: 0,
-    local_v6: 0,
-    remote_port: 0,
-    local_port: 0,
-    protocol: 0,
-};
+static ENDED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(8192, 0);
 
 /// Why a program had to give up.
 pub enum Failure {
@@ -65,17 +55,60 @@ pub struct Call {
     pub ssl: u64,
     /// The buffer's address: argument 1.
     pub buffer: u64,
+    /// Where the call leaves its length, for those that return only success; else 0.
+    pub length_at: u64,
     /// The user stack pointer that the return will show.
     pub stack: u64,
+    /// Not 0 once the thread used a TCP socket inside this call.
+    pub used_socket: u64,
 }
 
-/// The calls that one thread is inside, outermost first. Only that thread touches it.
+/// What one thread is doing. Only that thread touches it.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Thread {
     depth: u64,
+    /// The calls that it is inside, outermost first.
     calls: [Call; MAX_NESTING],
+    pub engine: Engine,
+    pub tally: Tally,
 }
+
+/// What of one call could not be sent. Kept in a map and not on the stack: there the verifier would follow each way that a
+/// piece may go on its own, and run out of patience after some hundred pieces.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Tally {
+    /// Records that found no room in the ring.
+    pub full_records: u64,
+    pub full_bytes: u64,
+    /// Records whose payload could not be read.
+    pub unreadable_records: u64,
+    pub unreadable_bytes: u64,
+    /// The offset in the stream at which the last of them ends.
+    pub end: u64,
+}
+
+/// What a thread did lately that may tie an SSL object over memory to a socket: see `sockets`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Engine {
+    /// The only SSL object that was written to since the thread last sent; 0: none, `SEVERAL`: more.
+    pub wrote: u64,
+    /// Bytes that were written to it, or 0 for a handshake.
+    pub written: u64,
+    /// The only socket received from since an SSL object was last read from; 0: none, `SEVERAL`: more.
+    pub received_from: u64,
+    /// Its ends.
+    pub received_ends: Endpoints,
+    /// The SSL object that was read from since then; 0: none.
+    pub read: u64,
+    /// Not 0 once the thread used an SSL object without a socket.
+    pub active: u64,
+}
+
+/// More than one: no address.
+pub const SEVERAL: u64 = u64::MAX;
 
 /// An SSL object's address means nothing outside its process.
 #[derive(Clone, Copy)]
@@ -90,14 +123,26 @@ struct ConnectionKey {
 #[repr(C)]
 pub struct Connection {
     pub id: u64,
+    /// When it was first seen: nanoseconds of `CLOCK_BOOTTIME`.
+    pub since: u64,
     /// Bytes read and bytes written so far.
     pub offsets: [u64; 2],
     /// The `struct sock` that `endpoints` was read from; 0: none yet.
     pub socket: u64,
     pub endpoints: Endpoints,
+    /// For an SSL object over memory, whose socket it probably is.
+    pub candidate: Endpoints,
+    /// How often the candidate sent what was written, and received what was read.
+    pub sent_votes: u16,
+    pub received_votes: u16,
+    /// How often another socket did.
+    pub contradictions: u16,
+    /// Not 0 once its early data was rejected.
+    pub early_data_rejected: u16,
 }
 
 /// Adds `amount` to a counter that userspace reads.
+#[inline(never)]
 pub fn count(counter: Counter, amount: u64) {
     if let Some(place) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: the map's value is an aligned u64 that lives as long as the program. Assembly, because Rust's BPF
@@ -107,27 +152,37 @@ pub fn count(counter: Counter, amount: u64) {
 }
 
 /// Counts what a program gave up on.
+#[inline(always)]
 pub fn note(failure: Failure) {
     if let Failure::Counted(counter) = failure {
         count(counter, 1);
     }
 }
 
-/// Whether the person asked to see process `pid`.
-pub fn wanted(pid: u32) -> bool {
-    // SAFETY: a static of this program. Volatile, because the loader writes the value that counts.
-    let filter = unsafe { core::ptr::read_volatile(&raw const FILTER_PIDS) };
-    filter == 0 || PIDS.get_ptr(pid).is_some()
-}
-
-/// The layout of this kernel's `struct sock`, if the agent knows it.
-pub fn socket_offsets() -> Option<SocketOffsets> {
-    // SAFETY: a static of this program. Volatile, because the loader writes the value that counts.
-    let offsets = unsafe { core::ptr::read_volatile(&raw const SOCKET_OFFSETS) };
-    (offsets.protocol != 0).then_some(offsets)
+impl Tally {
+    /// Counts what could not be sent of a call on a connection, and leaves word of where the connection's bytes end: it may
+    /// have been the last of them.
+    #[inline(never)]
+    pub fn settle(&mut self, connection_id: u64, written: bool) {
+        if self.end == 0 {
+            return;
+        }
+        count(Counter::RingFullRecords, self.full_records);
+        count(Counter::RingFullBytes, self.full_bytes);
+        count(Counter::UnreadableRecords, self.unreadable_records);
+        count(Counter::UnreadableBytes, self.unreadable_bytes);
+        if let Some(place) = TAIL_PLACES.get_ptr_mut(tail_place(connection_id, written)) {
+            let end = self.end << 1 | u64::from(written);
+            // SAFETY: a map value is aligned and outlives the program's run. Another thread may write it too: `check`
+            // tells.
+            unsafe { place.write_volatile(Tail { check: connection_id ^ end, end }) };
+        }
+        *self = Self { full_records: 0, full_bytes: 0, unreadable_records: 0, unreadable_bytes: 0, end: 0 };
+    }
 }
 
 /// The current thread's state, if it was ever seen inside a call.
+#[inline(always)]
 pub fn thread() -> Option<&'static mut Thread> {
     let place = THREADS.get_ptr_mut(bpf_get_current_pid_tgid())?;
     // SAFETY: a map value is aligned and outlives the program's run; only this thread uses this one, and its programs
@@ -136,51 +191,85 @@ pub fn thread() -> Option<&'static mut Thread> {
 }
 
 /// The current thread's state, made if there is none.
+#[inline(always)]
 pub fn thread_or_new() -> Result<&'static mut Thread, Failure> {
     if let Some(thread) = thread() {
         return Ok(thread);
     }
-    let none = Call { ssl: 0, buffer: 0, stack: 0 };
-    let new = Thread { depth: 0, calls: [none; MAX_NESTING] };
-    let _ = THREADS.insert(bpf_get_current_pid_tgid(), new, 0);
+    new_thread();
     thread().ok_or(Failure::Counted(Counter::MapFullCalls))
 }
 
-/// What is known of the SSL object `ssl` of process `pid`; made if it is new.
-pub fn connection_or_new(pid: u32, ssl: u64) -> Result<&'static mut Connection, Failure> {
+#[inline(never)]
+fn new_thread() {
+    // SAFETY: all words are plain numbers, for which zero is a value.
+    let new: Thread = unsafe { core::mem::zeroed() };
+    let _ = THREADS.insert(bpf_get_current_pid_tgid(), &new, 0);
+}
+
+/// What is known of the SSL object `ssl` of the current process; made if it is new.
+#[inline(always)]
+pub fn connection_or_new(ssl: u64) -> Result<&'static mut Connection, Failure> {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let key = ConnectionKey { ssl, pid: pid.into() };
-    if CONNECTIONS.get_ptr_mut(key).is_none() {
-        let new = Connection { id: new_id(), offsets: [0; 2], socket: 0, endpoints: NO_ENDPOINTS };
-        // Another thread may have been faster: then its entry is the one.
-        let _ = CONNECTIONS.insert(key, new, BPF_NOEXIST.into());
+    if let Some(place) = CONNECTIONS.get_ptr_mut(key) {
+        // SAFETY: as below.
+        let connection = unsafe { &mut *place };
+        if !left_behind(pid, connection.since) {
+            return Ok(connection);
+        }
+        let _ = CONNECTIONS.remove(key);
     }
+    new_connection(ssl, pid);
     let place = CONNECTIONS.get_ptr_mut(key).ok_or(Failure::Counted(Counter::MapFullCalls))?;
     // SAFETY: a map value is aligned and outlives the program's run. Threads that share an SSL object take turns, as
     // the TLS library asks of them; should they not, offsets are off and nothing worse.
     Ok(unsafe { &mut *place })
 }
 
-const NO_ENDPOINTS: Endpoints = Endpoints {
-    local_address: [0; 2],
-    remote_address: [0; 2],
-    local_port: 0,
-    remote_port: 0,
-    family: 0,
-    opener: 0,
-    reserved: [0; 2],
-};
+/// Whether what was first seen at `since` is of an earlier process of the same id, or of another program.
+#[inline(always)]
+fn left_behind(pid: u32, since: u64) -> bool {
+    // SAFETY: a map value is aligned and outlives the program's run.
+    ENDED.get_ptr(pid).is_some_and(|ended| unsafe { *ended > since })
+}
 
-/// Unlike every other id since boot: no CPU makes two connections within 16 ns.
-///
-/// 5.10 has no atomic add that tells the sum, so a plain counter can't serve.
-fn new_id() -> u64 {
-    // SAFETY: helpers without arguments.
-    let (time, cpu) = unsafe { (bpf_ktime_get_boot_ns(), bpf_get_smp_processor_id()) };
-    (time >> 4) << 12 | u64::from(cpu & 0xfff)
+#[inline(never)]
+fn new_connection(ssl: u64, pid: u32) {
+    // SAFETY: all words are plain numbers, for which zero is a value; the helpers take no arguments.
+    let (mut new, time, cpu): (Connection, u64, u32) =
+        unsafe { (core::mem::zeroed(), bpf_ktime_get_boot_ns(), bpf_get_smp_processor_id()) };
+    // No CPU makes two connections within 16 ns. 5.10 has no atomic add that tells the sum, so a counter can't serve.
+    new.id = (time >> 4) << 12 | u64::from(cpu & 0xfff);
+    new.since = time;
+    let _ = PROCESSES.insert(pid, 0, 0);
+    // Another thread may have been faster: then its entry is the one.
+    let _ = CONNECTIONS.insert(ConnectionKey { ssl, pid: pid.into() }, &new, BPF_NOEXIST.into());
+}
+
+/// Forgets an SSL object of the current process: its address may come to mean another one.
+#[inline(always)]
+pub fn end_connection(ssl: u64) {
+    let pid = bpf_get_current_pid_tgid() >> 32;
+    let _ = CONNECTIONS.remove(ConnectionKey { ssl, pid });
+}
+
+/// Forgets the current thread, and its whole process if it is the first thread.
+#[inline(always)]
+pub fn end_thread() {
+    let id = bpf_get_current_pid_tgid();
+    let pid = (id >> 32) as u32;
+    let _ = THREADS.remove(id);
+    if pid == id as u32 && PROCESSES.remove(pid).is_ok() {
+        // SAFETY: a helper without arguments.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        let _ = ENDED.insert(pid, now, 0);
+    }
 }
 
 impl Thread {
     /// Remembers a call whose return will show the stack pointer `call.stack`.
+    #[inline(always)]
     pub fn enter(&mut self, call: Call) -> Result<(), Failure> {
         self.unwind(call.stack);
         if self.depth >= MAX_NESTING as u64 {
@@ -192,10 +281,11 @@ impl Thread {
     }
 
     /// Takes back the call that returns with stack pointer `stack`.
+    #[inline(always)]
     pub fn leave(&mut self, stack: u64) -> Result<Call, Failure> {
         // What lies below on the stack, which grows downwards, is gone.
         self.unwind(stack - 1);
-        match self.current() {
+        match self.current().map(|call| *call) {
             Some(call) if call.stack == stack => {
                 self.depth -= 1;
                 Ok(call)
@@ -206,16 +296,16 @@ impl Thread {
 
     /// The innermost call that the thread is inside.
     #[inline(always)]
-    pub fn current(&mut self) -> Option<Call> {
-        if self.depth == 0 { None } else { Some(*self.place(self.depth - 1)) }
+    pub fn current(&mut self) -> Option<&mut Call> {
+        if self.depth == 0 { None } else { Some(self.place(self.depth - 1)) }
     }
 
     /// Forgets calls whose frames are no longer on the stack: left by longjmp or an exception, they never return.
     #[inline(always)]
     fn unwind(&mut self, stack: u64) {
         for _ in 0..MAX_NESTING {
-            match self.current() {
-                Some(call) if call.stack <= stack => self.depth -= 1,
+            match self.current().map(|call| call.stack) {
+                Some(entered) if entered <= stack => self.depth -= 1,
                 _ => return,
             }
         }
@@ -227,14 +317,4 @@ impl Thread {
         // SAFETY: it is a place of the array now.
         unsafe { self.calls.get_unchecked_mut(index as usize) }
     }
-}
-
-/// `value`, or `N` where it is larger: a bound that the verifier must see, in a form that LLVM can't reason away.
-#[inline(always)]
-pub fn at_most<const N: usize>(mut value: u64) -> u64 {
-    // SAFETY: changes no register but its own, touches no memory.
-    unsafe {
-        asm!("if {0} <= {max} goto +1", "{0} = {max}", inout(reg) value, max = const N, options(pure, nomem, nostack));
-    }
-    value
 }
