@@ -1,0 +1,183 @@
+//! How the agent ends: cleanly by a signal, and without a trace by SIGKILL.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use plaintap_proto::Direction;
+use plaintap_tests::agent::{self, Agent};
+use plaintap_tests::conversation::{self, Half};
+use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::stream::Client;
+use plaintap_tests::{BORINGSSL, process, until};
+use tungstenite::protocol::frame::coding::CloseCode;
+
+/// The ids of the kernel's eBPF programs and links.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct InKernel {
+    programs: BTreeSet<u32>,
+    links: BTreeSet<u32>,
+}
+
+impl InKernel {
+    /// Those that a process holds open.
+    fn held_by(pid: u32) -> Result<Self> {
+        let mut held = Self::default();
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).context("the agent's open files")? {
+            let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+            for line in text.lines() {
+                match line.split_once(':').map(|(name, id)| (name, id.trim().parse())) {
+                    Some(("prog_id", Ok(id))) => drop(held.programs.insert(id)),
+                    Some(("link_id", Ok(id))) => drop(held.links.insert(id)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(held)
+    }
+
+    /// Those of `self` that the kernel still has. Others' may come and go while we look, which is no error.
+    fn left(&self) -> Self {
+        let programs = aya::programs::loaded_programs().flatten().map(|program| program.id());
+        let links = aya::programs::loaded_links().flatten().map(|link| link.id());
+        Self {
+            programs: programs.filter(|id| self.programs.contains(id)).collect(),
+            links: links.filter(|id| self.links.contains(id)).collect(),
+        }
+    }
+
+    fn wait_until_gone(&self) -> Result<()> {
+        let what = format!("the kernel to let go of {self:?}");
+        until(&what, || Ok((self.left() == Self::default()).then_some(())))
+    }
+}
+
+/// A traced process, an agent and its client; the probes have been hit.
+struct Scene {
+    driver: Driver,
+    agent: Agent,
+    client: Client,
+    held: InKernel,
+}
+
+impl Scene {
+    fn set() -> Result<Self> {
+        let mut driver = Driver::start(BORINGSSL)?;
+        let agent = Agent::watching(driver.pid(), BORINGSSL)?;
+        let mut client = Client::connect(&agent.url)?;
+        driver.write(Side::Client, 1000, 1)?;
+        let half = Half::of_driver(&driver, Side::Server, Direction::Read);
+        conversation::wait_for(&mut client, &half, 1000)?;
+        let mut held = InKernel::default();
+        for pid in agent.pids()? {
+            let more = InKernel::held_by(pid)?;
+            held.programs.extend(more.programs);
+            held.links.extend(more.links);
+        }
+        ensure!(
+            held.programs.len() + held.links.len() > 0,
+            "no eBPF program is seen in the agent's open files"
+        );
+        ensure!(held.left() == held, "{:?} are not all of {held:?}", held.left());
+        Ok(Self { driver, agent, client, held })
+    }
+
+    /// Nothing of the agent is left, and what it traced works as before.
+    fn nothing_is_left(mut self, child: u32) -> Result<()> {
+        ensure!(!process::runs(child), "the second process {child} still runs");
+        self.held.wait_until_gone()?;
+        TcpListener::bind(("127.0.0.1", self.agent.port)).context("binding the agent's port")?;
+        for side in [Side::Client, Side::Server] {
+            self.driver.write(side, 50_000, 2)?;
+        }
+        self.driver.open()?;
+        self.driver.write(Side::Client, 10, 3)?;
+        self.driver.quit()
+    }
+}
+
+fn ends_cleanly_by(signal: Signal) -> Result<()> {
+    let mut scene = Scene::set()?;
+    let mut second = Client::connect(&scene.agent.url)?;
+    let child = scene.agent.child()?;
+    scene.agent.signal(signal)?;
+    for client in [&mut scene.client, &mut second] {
+        let reason = client.wait_for_close()?.context("no reason")?;
+        assert_eq!(reason.code, CloseCode::Away, "{reason:?}");
+    }
+    let status = scene.agent.wait()?;
+    assert_eq!(status.code(), Some(0), "{status}: {:?}", scene.agent.log().all());
+    scene.nothing_is_left(child)
+}
+
+#[test]
+fn sigterm_tells_the_clients_detaches_and_ends_with_0() -> Result<()> {
+    ends_cleanly_by(Signal::SIGTERM)
+}
+
+#[test]
+fn sigint_tells_the_clients_detaches_and_ends_with_0() -> Result<()> {
+    ends_cleanly_by(Signal::SIGINT)
+}
+
+#[test]
+fn a_client_that_does_not_read_does_not_delay_the_end() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let _stuck = Client::connect_with(&scene.agent.url, &[])?;
+    for seed in 0..8 {
+        scene.driver.write(Side::Client, 1_000_000, seed)?;
+    }
+    let child = scene.agent.child()?;
+    scene.agent.signal(Signal::SIGTERM)?;
+    let status = scene.agent.wait()?;
+    assert_eq!(status.code(), Some(0), "{status}: {:?}", scene.agent.log().all());
+    scene.nothing_is_left(child)
+}
+
+#[test]
+fn killing_the_attaching_half_leaves_nothing_behind() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let child = scene.agent.child()?;
+    process::send(scene.agent.parent(), Signal::SIGKILL)?;
+    scene.agent.wait()?;
+    until("the serving half to end too", || Ok((!process::runs(child)).then_some(())))?;
+    scene.nothing_is_left(child)
+}
+
+#[test]
+fn killing_the_serving_half_leaves_nothing_behind() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let child = scene.agent.child()?;
+    process::send(child, Signal::SIGKILL)?;
+    let status = scene.agent.wait()?;
+    assert_eq!(status.code(), Some(1), "{status}: {:?}", scene.agent.log().all());
+    scene.nothing_is_left(child)
+}
+
+#[test]
+fn a_second_agent_on_the_same_port_says_so_and_ends_with_5() -> Result<()> {
+    let agent = Agent::start(&["--library", BORINGSSL])?;
+    let refusal =
+        agent::refusal(agent::plaintapd()?.args(["--ecaptureq", &agent.url, "--library", BORINGSSL]))?;
+    assert_eq!(refusal.code, Some(5), "{refusal:?}");
+    let address = format!("127.0.0.1:{}", agent.port);
+    assert!(refusal.error()?.contains(&address), "{refusal:?}");
+    // The first is none the worse for it.
+    Client::connect(&agent.url)?;
+    assert_eq!(agent.stop()?.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn a_port_can_be_used_again_at_once() -> Result<()> {
+    let agent = Agent::start(&["--library", BORINGSSL])?;
+    let url = agent.url.clone();
+    let client = Client::connect(&url)?;
+    assert_eq!(agent.stop()?.code(), Some(0));
+    drop(client);
+    let agent = Agent::start_at(&url, &["--library", BORINGSSL])?;
+    assert_eq!(agent.url, url);
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! The product as its users meet it: real TLS libraries, a real kernel, the built agent, and clients of its stream.
+//!
+//! One binary, so that the tests run in parallel. Each names what it relies on; nothing is skipped.
+
+mod addresses;
+mod admission;
+mod clients;
+mod http;
+mod lifecycle;
+mod old_clients;
+mod payloads;
+mod protocols;
+mod refusals;
+mod rubbish;
+mod slow_clients;

@@ -1,0 +1,51 @@
+//! A client that reads too slowly loses the oldest messages, is told exactly how many, and delays nobody.
+
+use anyhow::{Context, Result};
+use plaintap_proto::Direction;
+use plaintap_tests::BORINGSSL;
+use plaintap_tests::agent::Agent;
+use plaintap_tests::conversation::{self, Half};
+use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::stream::{Client, Received};
+
+const MEGABYTE: u32 = 1_000_000;
+
+/// Bytes of the journal's own size and of both ends' socket buffers are far less than this many megabytes, twice.
+const MEGABYTES: u32 = 24;
+
+#[test]
+fn a_slow_client_is_told_what_it_missed_and_a_quick_one_gets_all() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let pid = driver.pid().to_string();
+    let agent = Agent::start(&["--library", BORINGSSL, "--pid", &pid, "--journal-size", "2M"])?;
+    let mut quick = Client::connect(&agent.url)?;
+    let mut slow = Client::connect(&agent.url)?;
+    let half = Half::of_driver(&driver, Side::Server, Direction::Read);
+    for count in 1..=MEGABYTES {
+        driver.write(Side::Client, MEGABYTE, count)?;
+        // Also an assertion: each of these is there, joins, and lost nothing.
+        conversation::wait_for(&mut quick, &half, (count * MEGABYTE) as usize)?;
+    }
+    let last = quick.messages.iter().map(|message| message.entry.seq).max().context("nothing came")?;
+
+    slow.wait_for("the last message", |messages| {
+        messages.iter().any(|message| message.event().is_some() && message.entry.seq >= last).then_some(())
+    })?;
+    let told: Vec<_> = slow.messages.iter().filter_map(Received::heartbeat).collect();
+    let missed = told.iter().map(|heartbeat| heartbeat.missed_messages).max().unwrap_or_default();
+    assert!(missed > 0, "it missed nothing: the buffers are larger than this test supposes");
+    // From its first heartbeat on, each message of the journal either came or was counted.
+    let after = told.first().map_or(0, |heartbeat| heartbeat.last_seq);
+    let came = slow.messages.iter().filter(|message| message.entry.seq > after).count() as u64;
+    let newest = slow.messages.iter().map(|message| message.entry.seq).max().unwrap_or_default();
+    assert_eq!(came + missed, newest - after, "{came} came, {missed} were counted as missed");
+    assert!(told.iter().any(|heartbeat| heartbeat.missed_bytes > u64::from(MEGABYTE)));
+    let lines: Vec<_> =
+        slow.messages.iter().filter(|message| message.entry.seq == 0).filter_map(Received::log).collect();
+    assert!(!lines.is_empty() && lines.iter().all(|line| line.contains("missed_messages=")), "{lines:?}");
+    // The quick one missed nothing, and was told so.
+    assert!(
+        quick.messages.iter().filter_map(Received::heartbeat).all(|heartbeat| heartbeat.missed_messages == 0)
+    );
+    Ok(())
+}
