@@ -1,0 +1,172 @@
+//! The command line.
+
+use std::num::NonZeroU64;
+
+use argh::FromArgs;
+
+use crate::address::Address;
+
+/// Shows the plaintext of TLS connections, as plaintapd or another eCaptureQ server streams it.
+#[derive(FromArgs, Debug)]
+#[argh(
+    name = "plaintap",
+    example = "Watch what the agent on this computer, or behind `adb forward tcp:28257 tcp:28257`, captures:
+  {command_name} watch",
+    note = "Every flag takes its value as `--flag value` or `--flag=value`.",
+    error_code(0, "done"),
+    error_code(1, "failed while running"),
+    error_code(2, "wrong usage")
+)]
+struct Args {
+    /// print the version
+    #[argh(switch)]
+    version: bool,
+    #[argh(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub enum Command {
+    /// Show the stream as it comes.
+    Watch(WatchArgs),
+}
+
+/// Shows the stream as it comes: the stream on stdout, notes about it on stderr.
+///
+/// An event is a line and its payload, as text or else as a hex dump. The line says when (UTC), which process, whether it
+/// read or wrote, and the connection: left who opened it, right who accepted it, and an arrow the way the bytes went
+/// (-- if that is not known).
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "watch",
+    example = "Watch the default address:
+  {command_name}",
+    example = "Another port, and the agent's own log too:
+  {command_name} ws://127.0.0.1:9000/ --logs",
+    example = "The next ten events for a script, a JSON object each:
+  {command_name} --json --count 10",
+    note = "Characters that a terminal would obey are shown as \\x1b or \\u{{202e}}; for a payload's exact bytes use --hex or
+--json. NO_COLOR in the environment works as --no-color."
+)]
+pub struct WatchArgs {
+    /// the server, as ws://HOST:PORT/ (default: ws://127.0.0.1:28257/)
+    #[argh(positional, default = "Address::default()", arg_name = "url")]
+    pub url: Address,
+    /// show the agent's log lines too
+    #[argh(switch)]
+    pub logs: bool,
+    /// show heartbeats too
+    #[argh(switch)]
+    pub heartbeats: bool,
+    /// print one JSON object a line, whole and with the payload in base64
+    #[argh(switch)]
+    pub json: bool,
+    /// show every payload as a hex dump
+    #[argh(switch)]
+    pub hex: bool,
+    /// show at most this many bytes of each payload (default: all)
+    #[argh(option, arg_name = "bytes")]
+    pub max_payload: Option<usize>,
+    /// end after this many events
+    #[argh(option, arg_name = "number")]
+    pub count: Option<NonZeroU64>,
+    /// end when the connection ends; exit code 0 if the server closed it in good order
+    #[argh(switch)]
+    pub no_reconnect: bool,
+    /// no colour, even if stdout is a terminal
+    #[argh(switch)]
+    pub no_color: bool,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Parsed {
+    /// To do this.
+    Run(Command),
+    /// To print this and be done.
+    Print(String),
+}
+
+/// A command line that makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} (see plaintap --help)")]
+pub struct UsageError(String);
+
+/// Reads the command line, without the program's own name.
+pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
+    let args = normalised(args);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match Args::from_args(&["plaintap"], &args) {
+        Ok(Args { version: true, .. }) => {
+            Ok(Parsed::Print(format!("plaintap {}\n", env!("CARGO_PKG_VERSION"))))
+        }
+        Ok(Args { command: Some(command), .. }) => Ok(Parsed::Run(command)),
+        Ok(Args { command: None, .. }) => Err(UsageError("what to do? Try plaintap watch".to_owned())),
+        Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
+        Err(exit) => {
+            let lines: Vec<&str> =
+                exit.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            Err(UsageError(lines.join(" ")))
+        }
+    }
+}
+
+/// argh takes only `--flag value`, and people also type `--flag=value`.
+fn normalised(args: impl Iterator<Item = String>) -> Vec<String> {
+    let mut all = Vec::new();
+    for arg in args {
+        match arg.split_once('=') {
+            Some((flag, value)) if flag.starts_with("--") => all.extend([flag.to_owned(), value.to_owned()]),
+            _ => all.push(arg),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Parsed, UsageError> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn a_flag_takes_its_value_in_either_form() {
+        for line in ["watch --count=5 --max-payload=0", "watch --count 5 --max-payload 0"] {
+            let Ok(Parsed::Run(Command::Watch(args))) = parsed(line) else { panic!("{line}") };
+            assert_eq!((args.count.map(NonZeroU64::get), args.max_payload), (Some(5), Some(0)));
+        }
+    }
+
+    #[test]
+    fn the_address_may_be_left_out() {
+        let Ok(Parsed::Run(Command::Watch(args))) = parsed("watch --json") else { panic!() };
+        assert_eq!(args.url.to_string(), "ws://127.0.0.1:28257/");
+    }
+
+    #[test]
+    fn help_and_version_are_printed() {
+        assert!(
+            matches!(parsed("watch --help"), Ok(Parsed::Print(text)) if text.contains("plaintap watch --json"))
+        );
+        assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("plaintap watch")));
+        assert!(matches!(parsed("--version"), Ok(Parsed::Print(text)) if text.starts_with("plaintap ")));
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_one_line_that_names_what_is_wrong() {
+        for (line, wrong) in [
+            ("", "what to do"),
+            ("look", "look"),
+            ("watch --count 0", "count"),
+            ("watch http://h/", "http://h/"),
+        ] {
+            let error = parsed(line).unwrap_err().to_string();
+            assert!(error.contains(wrong) && !error.contains('\n'), "{error}");
+        }
+    }
+}

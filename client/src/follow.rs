@@ -1,0 +1,110 @@
+//! A stream over as many connections as it takes: when one ends, the next is tried, ever more slowly.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use tungstenite::Message;
+
+use crate::{
+    address::Address,
+    note,
+    source::{ConnectError, Ended, Patience, Source},
+};
+
+const FIRST_DELAY: Duration = Duration::from_millis(250);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
+/// What comes next of a stream.
+pub enum Incoming {
+    /// A text or binary message.
+    Message(Message),
+    /// Nothing more has come yet: the next call waits.
+    Idle,
+    /// There is no connection, for this reason; the next call waits this long and tries again. Said once for each new
+    /// reason, not for each attempt.
+    Down(String, Duration),
+    /// There is a connection.
+    Connected {
+        /// It is not the first one.
+        again: bool,
+    },
+}
+
+/// Why a stream does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection came about.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The connection ended.
+    #[error(transparent)]
+    Ended(#[from] Ended),
+}
+
+/// A stream that goes on when its connection does not.
+pub struct Follow {
+    address: Address,
+    reconnect: bool,
+    source: Option<Source>,
+    /// When the last connection began.
+    connected_at: Option<Instant>,
+    /// Before the next attempt.
+    delay: Duration,
+    told: String,
+}
+
+impl Follow {
+    /// Does not connect yet. With `reconnect`, neither a connection's end nor what keeps one from coming about ends the
+    /// stream, unless it won't get better by waiting.
+    pub fn new(address: Address, reconnect: bool) -> Self {
+        let (source, connected_at, delay, told) = (None, None, Duration::ZERO, String::new());
+        Self { address, reconnect, source, connected_at, delay, told }
+    }
+
+    /// What comes next; an error only if there is no going on.
+    pub fn receive(&mut self) -> Result<Incoming, Error> {
+        loop {
+            match &mut self.source {
+                Some(source) => match source.receive() {
+                    Ok(Some(message)) => return Ok(Incoming::Message(message)),
+                    Ok(None) => return Ok(Incoming::Idle),
+                    Err(ended) if !self.reconnect => return Err(ended.into()),
+                    Err(ended) => {
+                        self.source = None;
+                        return Ok(self.lost(&ended));
+                    }
+                },
+                None => {
+                    thread::sleep(self.delay);
+                    self.delay = (self.delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY);
+                    match Source::connect(&self.address, Patience::default()) {
+                        Ok(source) => {
+                            self.source = Some(source);
+                            let again = self.connected_at.replace(Instant::now()).is_some();
+                            return Ok(Incoming::Connected { again });
+                        }
+                        Err(error) if !self.reconnect || !error.may_pass() => return Err(error.into()),
+                        Err(error) => {
+                            let why = note::chain(&error);
+                            if why != self.told {
+                                self.told.clone_from(&why);
+                                return Ok(Incoming::Down(why, self.delay));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self, ended: &Ended) -> Incoming {
+        // A server that ends each connection at once is tried ever more slowly too.
+        if self.connected_at.is_some_and(|at| at.elapsed() >= LONGEST_DELAY) {
+            self.delay = FIRST_DELAY;
+        }
+        self.told = note::chain(ended);
+        Incoming::Down(self.told.clone(), self.delay)
+    }
+}

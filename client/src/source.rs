@@ -1,0 +1,298 @@
+//! One connection to a server: how it comes about, what it delivers, and how it ends.
+//!
+//! A `Source` owns the connection. It never blocks while there is something to deliver, and says when there is nothing, so
+//! that its user can flush what it has shown.
+
+use std::{
+    io::{self, Read},
+    net::{TcpStream, ToSocketAddrs},
+    time::{Duration, Instant},
+};
+
+use tungstenite::{
+    ClientRequestBuilder, Error, HandshakeError, Message, WebSocket,
+    error::ProtocolError,
+    http::{StatusCode, Uri},
+    protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
+};
+
+use crate::address::Address;
+
+/// What the original's own clients send, so that every server lets us in.
+const ORIGIN: &str = "http://localhost/";
+
+/// An event holds at most 16 KiB, and the original's a few times that.
+const MAX_MESSAGE: usize = 1 << 20;
+
+/// How much of a refusal's body is shown.
+const MAX_REFUSAL: usize = 1024;
+
+/// How long a server may be silent.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Until the connection stands, for each address of the server's name.
+    pub connect: Duration,
+    /// Between two messages: heartbeats come every 15 seconds.
+    pub stream: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(5), stream: Duration::from_secs(45) }
+    }
+}
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The name has no address.
+    #[error("{0} can't be found")]
+    Resolve(Address, #[source] io::Error),
+    /// Nobody listens there, or nobody is there.
+    #[error("no connection to {0}")]
+    Connect(Address, #[source] io::Error),
+    /// The server answered in HTTP, and it was no.
+    #[error("{address} refuses: {status}{}{sentence}", if sentence.is_empty() { "" } else { ": " })]
+    Refused {
+        /// The server.
+        address: Address,
+        /// HTTP's status.
+        status: StatusCode,
+        /// The answer's body, or as much as is worth showing.
+        sentence: String,
+    },
+    /// The server did not answer in time.
+    #[error("{0} accepts the connection but does not answer as a WebSocket server")]
+    Silent(Address),
+    /// The server is not what we came for.
+    #[error("{0} does not answer as a WebSocket server")]
+    Handshake(Address, #[source] Box<Error>),
+}
+
+impl ConnectError {
+    /// Whether it may be better later: nobody listens yet, or too many do. Behind `adb forward` a missing agent is a
+    /// connection that is accepted and ends at once.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Resolve(..) | Self::Connect(..) | Self::Silent(_) => true,
+            Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+            Self::Handshake(_, error) => {
+                matches!(**error, Error::Io(_) | Error::Protocol(ProtocolError::HandshakeIncomplete))
+            }
+        }
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// The server closed it, and may have said why.
+    #[error("the server closed the connection{}", said(.0))]
+    Closed(Option<CloseFrame>),
+    /// It was cut without a word.
+    #[error("the connection was cut")]
+    Cut,
+    /// It broke.
+    #[error("the connection broke")]
+    Broken(#[source] io::Error),
+    /// Nothing came for too long.
+    #[error("nothing came for {} s", .0.as_secs_f32())]
+    Silent(Duration),
+    /// The server does not follow the WebSocket protocol, or sent a message that is too long.
+    #[error("the server sent what it must not")]
+    Wrong(#[source] Box<Error>),
+}
+
+impl Ended {
+    /// Whether the server ended it in good order: done, or shutting down.
+    pub fn in_good_order(&self) -> bool {
+        matches!(self, Self::Closed(Some(CloseFrame { code: CloseCode::Normal | CloseCode::Away, .. })))
+    }
+}
+
+fn said(frame: &Option<CloseFrame>) -> String {
+    match frame {
+        Some(CloseFrame { code, reason }) if reason.is_empty() => format!(" ({})", u16::from(*code)),
+        Some(CloseFrame { code, reason }) => format!(" ({}: {reason})", u16::from(*code)),
+        None => String::new(),
+    }
+}
+
+/// A connection that stands.
+pub struct Source {
+    socket: WebSocket<TcpStream>,
+    patience: Patience,
+    /// There was nothing left to read.
+    idle: bool,
+}
+
+impl Source {
+    /// Connects to a server, trying all addresses of its name.
+    pub fn connect(address: &Address, patience: Patience) -> Result<Self, ConnectError> {
+        let stream = connect_tcp(address, patience.connect)?;
+        let broken = |error| ConnectError::Connect(address.clone(), error);
+        stream.set_read_timeout(Some(patience.connect)).map_err(broken)?;
+        stream.set_write_timeout(Some(patience.connect)).map_err(broken)?;
+        // A second handle, for the rest of a refusal.
+        let rest = stream.try_clone().map_err(broken)?;
+
+        let wrong = |error| ConnectError::Handshake(address.clone(), Box::new(error));
+        let uri =
+            Uri::builder().scheme("ws").authority(address.authority()).path_and_query(&address.path).build();
+        let request = ClientRequestBuilder::new(uri.map_err(|error| wrong(error.into()))?)
+            .with_header("Origin", ORIGIN);
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
+        match tungstenite::client::client_with_config(request, stream, Some(config)) {
+            Ok((socket, _)) => {
+                socket.get_ref().set_nonblocking(true).map_err(broken)?;
+                Ok(Self { socket, patience, idle: false })
+            }
+            Err(HandshakeError::Interrupted(_)) => Err(ConnectError::Silent(address.clone())),
+            Err(HandshakeError::Failure(Error::Http(answer))) => Err(ConnectError::Refused {
+                address: address.clone(),
+                status: answer.status(),
+                sentence: sentence(answer.into_body().unwrap_or_default(), rest, patience.connect),
+            }),
+            Err(HandshakeError::Failure(error)) => Err(wrong(error)),
+        }
+    }
+
+    /// The next text or binary message; `None`: nothing more has come yet, and the next call waits until something does.
+    pub fn receive(&mut self) -> Result<Option<Message>, Ended> {
+        if self.idle {
+            self.wait()?;
+            self.idle = false;
+        }
+        loop {
+            match self.socket.read() {
+                Ok(message @ (Message::Binary(_) | Message::Text(_))) => return Ok(Some(message)),
+                Ok(Message::Close(frame)) => {
+                    // The answer is a courtesy.
+                    let _ = self.socket.flush();
+                    return Err(Ended::Closed(frame));
+                }
+                // tungstenite answers a ping at the next read.
+                Ok(_) => {}
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.idle = true;
+                    return Ok(None);
+                }
+                Err(Error::Io(error)) => return Err(Ended::Broken(error)),
+                Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => return Err(Ended::Cut),
+                Err(error) => return Err(Ended::Wrong(Box::new(error))),
+            }
+        }
+    }
+
+    /// Waits until there is something to read, be it the end.
+    fn wait(&self) -> Result<(), Ended> {
+        let stream = self.socket.get_ref();
+        let waited = stream.set_nonblocking(false).and_then(|()| {
+            stream.set_read_timeout(Some(self.patience.stream))?;
+            loop {
+                match stream.peek(&mut [0]) {
+                    // As after SIGSTOP and SIGCONT.
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    peeked => break peeked,
+                }
+            }
+        });
+        match waited.and_then(|_| stream.set_nonblocking(true)) {
+            Err(error) if is_timeout(&error) => Err(Ended::Silent(self.patience.stream)),
+            waited => waited.map_err(Ended::Broken),
+        }
+    }
+}
+
+fn connect_tcp(address: &Address, patience: Duration) -> Result<TcpStream, ConnectError> {
+    let all = (address.host.as_str(), address.port)
+        .to_socket_addrs()
+        .map_err(|error| ConnectError::Resolve(address.clone(), error))?;
+    let mut last = io::ErrorKind::AddrNotAvailable.into();
+    for one in all {
+        match TcpStream::connect_timeout(&one, patience) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(ConnectError::Connect(address.clone(), last))
+}
+
+/// A refusal's body from its first bytes on, as far as it comes before the deadline. It may be that the server keeps the
+/// connection open behind it.
+fn sentence(mut body: Vec<u8>, mut stream: TcpStream, patience: Duration) -> String {
+    let deadline = Instant::now() + patience.min(Duration::from_secs(1));
+    let mut piece = [0; MAX_REFUSAL];
+    while body.len() < MAX_REFUSAL {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
+            break;
+        }
+        match stream.read(&mut piece) {
+            Ok(0) | Err(_) => break,
+            Ok(length) => body.extend(&piece[..length]),
+        }
+    }
+    body.truncate(MAX_REFUSAL);
+    String::from_utf8_lossy(&body).trim().to_owned()
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    // Unix says the one, Windows the other.
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, sync::mpsc, thread};
+
+    use super::*;
+
+    const SHORT: Patience =
+        Patience { connect: Duration::from_millis(200), stream: Duration::from_millis(50) };
+
+    fn listener() -> (TcpListener, Address) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
+        (listener, address)
+    }
+
+    #[test]
+    fn a_stream_that_falls_silent_ends() {
+        let (listener, address) = listener();
+        let (done, until_done) = mpsc::channel::<()>();
+        let server = thread::spawn(move || {
+            let mut socket = tungstenite::accept(listener.accept().unwrap().0).unwrap();
+            socket.send(Message::binary(b"one".as_slice())).unwrap();
+            let _ = until_done.recv();
+        });
+        let mut source =
+            Source::connect(&address, Patience { connect: Duration::from_secs(5), ..SHORT }).unwrap();
+        let mut messages = 0;
+        let ended = loop {
+            match source.receive() {
+                Ok(message) => messages += message.iter().count(),
+                Err(ended) => break ended,
+            }
+        };
+        assert!(matches!(ended, Ended::Silent(_)), "{ended}");
+        assert_eq!(messages, 1);
+        drop(done);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_server_that_never_answers_is_given_up() {
+        let (_listener, address) = listener();
+        assert!(matches!(Source::connect(&address, SHORT), Err(ConnectError::Silent(_))));
+    }
+
+    #[test]
+    fn nobody_there_is_said_with_the_address() {
+        let (listener, address) = listener();
+        drop(listener);
+        let error = Source::connect(&address, SHORT).err().unwrap();
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! A server that the test plays, and the real program. Every wait is bounded.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
+
+use plaintap_proto::{Event, Heartbeat, LogEntry, LogType, log_entry::Payload};
+use prost::Message as _;
+use tungstenite::{
+    Message, WebSocket,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A listener whose connections wait to be accepted.
+pub struct Server {
+    pub address: SocketAddr,
+    streams: Receiver<TcpStream>,
+}
+
+impl Server {
+    pub fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, streams) = mpsc::channel();
+        thread::spawn(move || {
+            listener.incoming().map_while(Result::ok).try_for_each(|stream| sender.send(stream))
+        });
+        Self { address, streams }
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://{}/", self.address)
+    }
+
+    /// A connection on which nothing was said yet.
+    pub fn accept_tcp(&self) -> TcpStream {
+        let stream = self.streams.recv_timeout(PATIENCE).expect("nobody connects");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    pub fn accept(&self) -> Session {
+        Session(tungstenite::accept(self.accept_tcp()).unwrap())
+    }
+
+    /// Answers a connection in HTTP and returns it, so that it can be kept open.
+    pub fn refuse(&self, answer: &str) -> TcpStream {
+        let mut stream = self.accept_tcp();
+        read_request(&mut stream);
+        stream.write_all(answer.as_bytes()).unwrap();
+        stream
+    }
+}
+
+/// All of a request's head, in lower case.
+pub fn read_request(stream: &mut TcpStream) -> String {
+    let mut request = vec![];
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        request.extend(byte);
+    }
+    String::from_utf8(request).unwrap().to_lowercase()
+}
+
+/// One connection, seen from the server. To drop it is to cut it.
+pub struct Session(pub WebSocket<TcpStream>);
+
+impl Session {
+    pub fn send(&mut self, entry: &LogEntry) {
+        self.0.send(Message::binary(entry.encode_to_vec())).unwrap();
+    }
+
+    pub fn close(mut self, code: CloseCode) {
+        self.0.send(Message::Close(Some(CloseFrame { code, reason: "bye".into() }))).unwrap();
+        // The client's answer, if it is not gone already.
+        let _ = self.0.read();
+    }
+}
+
+pub fn event(seq: u64, payload: &str) -> LogEntry {
+    let event = Event {
+        pid: 7,
+        pname: "curl".to_owned(),
+        src_ip: "10.0.0.2".to_owned(),
+        src_port: 1,
+        dst_ip: "10.0.0.3".to_owned(),
+        dst_port: 443,
+        payload: payload.as_bytes().to_vec().into(),
+        ..Event::default()
+    };
+    LogEntry { log_type: LogType::Event.into(), seq, payload: Some(Payload::EventPayload(event)) }
+}
+
+pub fn heartbeat(run_id: &str, last_seq: u64) -> LogEntry {
+    let message = "heartbeat:0".to_owned();
+    let heartbeat = Heartbeat { run_id: run_id.to_owned(), last_seq, message, ..Heartbeat::default() };
+    LogEntry { payload: Some(Payload::HeartbeatPayload(heartbeat)), ..LogEntry::default() }
+}
+
+pub fn log(line: &str) -> LogEntry {
+    let payload = Some(Payload::RunLog(line.to_owned()));
+    LogEntry { log_type: LogType::ProcessLog.into(), payload, ..LogEntry::default() }
+}
+
+/// The program, killed if the test ends first.
+pub struct Plaintap {
+    child: Child,
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+}
+
+/// What it printed that was not yet read, and how it ended.
+pub struct Done {
+    pub stdout: String,
+    pub stderr: String,
+    pub code: Option<i32>,
+}
+
+impl Plaintap {
+    pub fn watch(args: &[&str]) -> Self {
+        let (mut plaintap, stdout) = Self::watch_unread(args);
+        plaintap.stdout = lines(stdout);
+        plaintap
+    }
+
+    /// The program and its stdout, for the caller to close.
+    pub fn watch_unread(args: &[&str]) -> (Self, ChildStdout) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_plaintap"))
+            .arg("watch")
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let stderr = lines(child.stderr.take().unwrap());
+        (Self { child, stdout: lines(io::empty()), stderr }, stdout)
+    }
+
+    /// Waits for a line on stdout that contains `text`.
+    pub fn shows(&self, text: &str) {
+        until(&self.stdout, text);
+    }
+
+    /// Waits for a line on stderr that contains `text`.
+    pub fn notes(&self, text: &str) {
+        until(&self.stderr, text);
+    }
+
+    /// Waits for it to end.
+    pub fn done(mut self) -> Done {
+        let (stdout, stderr) = (rest(&self.stdout), rest(&self.stderr));
+        // It has closed both, so it is about to end.
+        Done { stdout, stderr, code: self.child.wait().unwrap().code() }
+    }
+}
+
+impl Drop for Plaintap {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        BufReader::new(from).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    lines
+}
+
+fn until(lines: &Receiver<String>, text: &str) {
+    let mut seen = vec![];
+    loop {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) if line.contains(text) => return,
+            Ok(line) => seen.push(line),
+            Err(why) => panic!("no {text:?} ({why}), only {seen:#?}"),
+        }
+    }
+}
+
+fn rest(lines: &Receiver<String>) -> String {
+    let mut text = String::new();
+    loop {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) => text += &(line + "\n"),
+            Err(RecvTimeoutError::Disconnected) => return text,
+            Err(RecvTimeoutError::Timeout) => panic!("it does not end; it printed {text:?}"),
+        }
+    }
+}
