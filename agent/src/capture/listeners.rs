@@ -16,16 +16,13 @@ pub fn ports(proc: &Path) -> HashSet<u16> {
     let mut ports = HashSet::new();
     let mut look = |process: PathBuf| {
         // A process may be gone, or not ours to look at.
-        if let Ok(namespace) = fs::read_link(process.join("ns/net")) {
-            if namespaces.insert(namespace) {
-                for table in ["net/tcp", "net/tcp6"] {
-                    if let Ok(file) = fs::File::open(process.join(table)) {
-                        ports.extend(
-                            BufReader::new(file).lines().map_while(Result::ok).filter_map(|line| port(&line)),
-                        );
-                    }
-                }
-            }
+        let Ok(namespace) = fs::read_link(process.join("ns/net")) else { return };
+        if !namespaces.insert(namespace) {
+            return;
+        }
+        for table in ["net/tcp", "net/tcp6"] {
+            let Ok(file) = fs::File::open(process.join(table)) else { continue };
+            ports.extend(BufReader::new(file).lines().map_while(Result::ok).filter_map(|line| port(&line)));
         }
     };
     look(proc.join("self"));

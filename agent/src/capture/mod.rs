@@ -21,10 +21,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapError},
-    programs::{
-        KProbe, Program, ProgramError, RawTracePoint, UProbe,
-        uprobe::{UProbeLinkId, UProbeScope},
-    },
+    programs::{KProbe, Program, ProgramError, RawTracePoint, UProbe, uprobe::UProbeScope},
 };
 use nix::{
     errno::Errno,
@@ -271,13 +268,10 @@ impl Capture {
 }
 
 /// Makes an eBPF hash map hold `entries` and nothing else.
-fn replace<K: aya::Pod>(
+fn replace<K: aya::Pod + Eq + std::hash::Hash>(
     mut map: HashMap<&mut aya::maps::MapData, K, u8>,
     entries: &std::collections::HashMap<K, u8>,
-) -> Result<(), MapError>
-where
-    K: Eq + std::hash::Hash,
-{
+) -> Result<(), MapError> {
     let kept: Vec<K> = map.keys().collect::<Result<_, _>>()?;
     for key in kept.iter().filter(|key| !entries.contains_key(key)) {
         map.remove(key)?;

@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Installs what is missing for a job, from Debian's packages; says nothing when all is there.
+#
+#   bash ci/setup.sh demo     for ci/demo.sh: cargo, a C compiler, AOSP's BoringSSL and its tool
+#   bash ci/setup.sh device   for ci/build-device.sh: Debian's Rust with its library's sources, pip
+#   bash ci/setup.sh test     for ci/test.sh: all of that, and the tools that rebuild the eBPF objects
+#
+# A cargo that is new enough (rustup's) is used as it is. Nothing is ever removed.
+set -euo pipefail
+# shellcheck source=ci/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+usage() {
+  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
+  exit "$1"
+}
+
+apt() {
+  DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Acquire::Retries=3 -o Acquire::http::Timeout=30 \
+    -o DPkg::Lock::Timeout=120 "$@"
+}
+
+# Whether a fresh list of packages has been had in this run.
+fresh=no
+refresh() {
+  [[ $fresh == no ]] || return 1
+  fresh=yes
+  say "setup: fetching the list of Debian's packages"
+  apt update >"$log" 2>&1 || true
+  grep -m 1 '^[EW]:' "$log" || true
+}
+
+# Which of these packages are not installed.
+missing() {
+  local package state
+  for package; do
+    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) || state=none
+    [[ $state == installed ]] || printf '%s\n' "$package"
+  done
+}
+
+# install WHY PACKAGE...: what is missing of them.
+install() {
+  local why=$1 packages
+  shift
+  mapfile -t packages < <(missing "$@")
+  ((${#packages[@]})) || return 0
+  upgrade "$why" "${packages[@]}"
+}
+
+# upgrade WHY PACKAGE...: their newest versions.
+upgrade() {
+  local why=$1
+  shift
+  ((EUID == 0)) || die "$* missing ($why): run bash ci/setup.sh $profile as root" 3
+  say "setup: installing $* ($why)"
+  apt-cache show --no-all-versions "$@" >"$log" 2>&1 || refresh || true
+  # An old list names files that the mirror no longer has: once more with a fresh one.
+  until apt install --no-install-recommends --no-remove "$@" >"$log" 2>&1; do
+    refresh || die "apt-get can't install $*: $(reason)"
+  done
+}
+
+# Why apt-get failed, in one line.
+reason() {
+  local inway
+  inway=$(sed -n '/will be REMOVED:$/,/^[^ ]/{/^ /p}' "$log" | xargs)
+  if [[ -n $inway ]]; then
+    say "$inway would have to go: apt-get remove $inway, then try again"
+  else
+    grep -m 1 '^E:' "$log" || tail -n 1 "$log"
+  fi
+}
+
+need_cargo() {
+  use_cargo "$1" && return
+  local packages=(cargo-web rustc-web) why
+  [[ $1 == demo ]] || packages+=(rustfmt-web rust-web-clippy)
+  why="no cargo of $(oldest_rust) or newer"
+  [[ $1 == demo ]] || why+=" with rustfmt and clippy"
+  install "$why" "${packages[@]}"
+  use_cargo "$1" && return
+  # Debian's release came with an older one than its updates have.
+  refresh || true
+  upgrade "$why, and the one installed is older" "${packages[@]}"
+  use_cargo "$1" || die "Debian's cargo-web is older than $(oldest_rust): enable bookworm-updates and \
+bookworm-security in apt's sources, or install a newer Rust from https://rustup.rs"
+}
+
+need_compiler() {
+  command -v cc >/dev/null || install "the C compiler that links programs" gcc
+  install "the C library's headers" libc6-dev
+  install "certificates, to fetch crates" ca-certificates
+}
+
+need_device() {
+  local rust=(rustc-web cargo-web rust-web-src)
+  install "Rust and its library's sources, to build for aarch64" "${rust[@]}"
+  device_rust || upgrade "Rust's library's sources and its compiler differ in version" "${rust[@]}"
+  device_rust || die "rustc-web, cargo-web and rust-web-src differ in version: apt-get install ${rust[*]}"
+  install "to fetch zig, the linker for aarch64" python3 python3-pip
+  install "to try the aarch64 program" qemu-user
+}
+
+[[ ${1:-} != -h && ${1:-} != --help ]] || usage 0
+(($# == 1)) || usage 2 >&2
+command -v apt-get >/dev/null ||
+  die "no apt-get here: this script knows Debian only; what it would install is named in it"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+profile=$1
+case $profile in
+  demo)
+    need_compiler
+    need_cargo demo
+    install "AOSP's BoringSSL and its tool" android-boringssl android-libboringssl
+    ;;
+  device)
+    need_compiler
+    need_device
+    ;;
+  test)
+    need_compiler
+    need_device
+    need_cargo test
+    install "AOSP's BoringSSL and its tool, and OpenSSL, for the end-to-end tests" \
+      android-boringssl android-libboringssl openssl
+    install "to rebuild the eBPF objects" libstd-rust-web-dev-bpf llvm-22
+    ;;
+  *) usage 2 >&2 ;;
+esac
