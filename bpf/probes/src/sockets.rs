@@ -187,10 +187,13 @@ fn sent_beside(engine: &mut Engine, socket: u64, length: u64) -> Result<(), Fail
     }
     let records = (written >> RECORD_SHIFT) + 1;
     let fits = length >= written + RECORD_OVERHEAD.0 && length <= written + records * RECORD_OVERHEAD.1;
+    let connection = connection_or_new(ssl)?;
     // A handshake's flight may have any length.
     if written == 0 || fits {
-        let ends = endpoints(socket, &offsets)?;
-        connection_or_new(ssl)?.vote(&ends, true);
+        connection.vote(&endpoints(socket, &offsets)?, true);
+    } else {
+        // It may still be the one, and have sent a part. But lengths that fit by chance must not add up.
+        connection.sent_votes = 0;
     }
     Ok(())
 }
@@ -218,7 +221,8 @@ impl Connection {
     /// Takes note that the socket with these ends did for this SSL object over memory what its own socket would do.
     #[inline(always)]
     fn vote(&mut self, ends: &Endpoints, sent: bool) {
-        const ENOUGH: u16 = 3;
+        const ENOUGH_SENT: u16 = 2;
+        const ENOUGH_RECEIVED: u16 = 1;
         const TOO_MANY_CONTRADICTIONS: u16 = 2;
         if self.contradictions >= TOO_MANY_CONTRADICTIONS || self.endpoints.family != family::UNKNOWN {
             return;
@@ -241,7 +245,7 @@ impl Connection {
         } else {
             self.received_votes += 1;
         }
-        if self.sent_votes > 0 && self.received_votes > 0 && self.sent_votes + self.received_votes >= ENOUGH {
+        if self.sent_votes >= ENOUGH_SENT && self.received_votes >= ENOUGH_RECEIVED {
             self.endpoints = self.candidate;
         }
     }
