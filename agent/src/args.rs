@@ -430,4 +430,18 @@ mod tests {
         }
         assert!("3M".parse::<RingSize>().is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_url_is_a_loopback_address_or_an_error(url in "(ws://)?[ -~]{0,40}") {
+            if let Ok(Listen(address)) = url.parse() {
+                proptest::prop_assert!(address.ip().is_loopback());
+            }
+        }
+
+        #[test]
+        fn any_command_line_has_an_answer(args: Vec<String>) {
+            let _ = parse(args.into_iter().filter(|arg| !arg.contains("config")));
+        }
+    }
 }

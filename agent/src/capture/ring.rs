@@ -67,4 +67,18 @@ mod tests {
         assert!(Record::parse(&[0; 127]).is_err());
         assert!(Record::parse(&[0; 128]).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_record_or_refused(bytes: Vec<u8>, class in 0usize..17_000, length: u32, kind: u8) {
+            let _ = Record::parse(&bytes);
+            let mut header = Header { length, kind, ..Header::default() };
+            header.connection_id = u64::MAX;
+            let mut sized = bytemuck::bytes_of(&header).to_vec();
+            sized.resize(size_of::<Header>() + class, 0);
+            if let Ok(record) = Record::parse(&sized) {
+                proptest::prop_assert_eq!(record.payload.len(), length as usize);
+            }
+        }
+    }
 }

@@ -65,3 +65,62 @@ fn file_offset(
             (inside < segment.p_filesz(endian)).then_some(segment.p_offset(endian).checked_add(inside)?)
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, sync::LazyLock};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// This very test: a real ELF file, without the functions.
+    fn real() -> Vec<u8> {
+        std::fs::read(std::env::current_exe().unwrap()).unwrap()
+    }
+
+    fn functions_of(bytes: &[u8]) -> Result<Vec<(Function, u64)>, &'static str> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        functions(file)
+    }
+
+    #[test]
+    fn a_file_without_the_functions_has_none() {
+        assert_eq!(functions_of(&real()), Ok(vec![]));
+    }
+
+    #[test]
+    fn another_cpus_file_is_told_from_no_elf_file() {
+        let mut file = real();
+        file.truncate(1 << 16);
+        file[18] = if MACHINE == EM_AARCH64 { EM_X86_64 as u8 } else { EM_AARCH64 as u8 };
+        assert_eq!(functions_of(&file), Err("it is for another CPU"));
+        file[18] = 3;
+        assert_eq!(functions_of(&file), Err("it is for an unknown CPU"));
+        assert_eq!(functions_of(b"text"), Err("it is not a 64-bit ELF file"));
+        assert_eq!(functions_of(b""), Err("it is not a 64-bit ELF file"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_read_or_refused(bytes: Vec<u8>) {
+            let _ = functions_of(&bytes);
+        }
+
+        #[test]
+        fn a_broken_file_is_read_or_refused(
+            changes in prop::collection::vec((0usize..4096, any::<u8>()), 1..16),
+            length in 64usize..65_536,
+        ) {
+            static START: LazyLock<Vec<u8>> = LazyLock::new(|| real()[..65_536].to_vec());
+            let mut file = START.clone();
+            for (place, byte) in changes {
+                // The first page holds the headers, which say where everything else is.
+                file[place] = byte;
+            }
+            file.truncate(length);
+            let _ = functions_of(&file);
+        }
+    }
+}

@@ -307,4 +307,24 @@ mod tests {
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MAX_HEADERS + 1));
         assert_eq!(judge(many.as_bytes(), local), Err(TOO_LARGE));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_get_an_answer(head: Vec<u8>) {
+            let _ = judge(&head, "127.0.0.1".parse().unwrap());
+        }
+
+        #[test]
+        fn any_headers_get_an_answer_and_foreign_hosts_never_pass(host in "[ -~]{0,40}", origin in "[ -~]{0,40}") {
+            let lines = format!("Host: {host}\r\nOrigin: {origin}\r\n");
+            if with(&lines).is_ok() {
+                let name = host.trim().rsplit_once(':').map_or(host.trim(), |(name, _)| name).to_lowercase();
+                proptest::prop_assert!(
+                    name == "localhost" || name.starts_with("127.") || name.starts_with('['),
+                    "{host}"
+                );
+                proptest::prop_assert!(origin.trim().to_lowercase().starts_with("http://"), "{origin}");
+            }
+        }
+    }
 }
