@@ -118,7 +118,21 @@ fn start(args: &Args) -> Result<Capture, Error> {
     }
     match failed {
         Some(error) if attached == 0 => Err(error.into()),
-        _ => Ok(capture),
+        _ => {
+            give_back_memory();
+            Ok(capture)
+        }
+    }
+}
+
+/// Gives freed memory back to the system: aya holds all of the kernel's types for a moment, some 14 MiB, and glibc would
+/// keep the room for good. musl and Android's C library give it back by themselves.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: any thread may call it at any time.
+    #[expect(unsafe_code, reason = "malloc_trim")]
+    unsafe {
+        nix::libc::malloc_trim(0);
     }
 }
 
