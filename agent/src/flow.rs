@@ -56,13 +56,31 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// As both clocks stand now. To be read anew from time to time, as the wall clock is set.
+    /// As both clocks stand now.
     pub fn now() -> Self {
-        let nanoseconds = |clock| {
-            // These two clocks always exist.
-            clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
-        };
-        Self { offset: nanoseconds(ClockId::CLOCK_REALTIME) - nanoseconds(ClockId::CLOCK_BOOTTIME) }
+        // The narrowest of some looks: between two readings this process may have to wait for its turn.
+        let looks = (0..5).map(|_| Self::look());
+        let (least, most) = looks.min_by_key(|(least, most)| most - least).unwrap_or_default();
+        Self { offset: least + (most - least) / 2 }
+    }
+
+    /// Follows the wall clock when it is set. While it is not, the offset stays as it is, so that times never go back.
+    pub fn follow(&mut self) {
+        let (least, most) = Self::look();
+        if !(least..=most).contains(&self.offset) {
+            *self = Self::now();
+        }
+    }
+
+    /// The least and the most that the offset can be.
+    fn look() -> (i64, i64) {
+        // These two clocks always exist.
+        let nanoseconds =
+            |clock| clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec());
+        let before = nanoseconds(ClockId::CLOCK_BOOTTIME);
+        let wall = nanoseconds(ClockId::CLOCK_REALTIME);
+        let after = nanoseconds(ClockId::CLOCK_BOOTTIME);
+        (wall - after, wall - before)
     }
 
     /// Nanoseconds of Unix time when the boot clock showed `boot_ns`.
@@ -268,6 +286,17 @@ mod tests {
     #[test]
     fn times_are_unix_nanoseconds() {
         assert_eq!(event(&mut Flow::default(), header(0)).timestamp, 1_005);
+    }
+
+    #[test]
+    fn the_clock_stays_until_the_wall_clock_is_set() {
+        let right = Clock::now();
+        let mut clock = right;
+        (0..10_000).for_each(|_| clock.follow());
+        assert!((clock.offset - right.offset).abs() < 1_000_000, "{clock:?} {right:?}");
+        let mut wrong = Clock { offset: right.offset + 60_000_000_000 };
+        wrong.follow();
+        assert!((wrong.offset - right.offset).abs() < 1_000_000_000, "{wrong:?} {right:?}");
     }
 
     #[test]

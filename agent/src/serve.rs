@@ -75,6 +75,7 @@ pub fn run(link: Link, listener: TcpListener, args: &Args) -> Result<(), Error> 
             link: &link,
             flow: &flow,
             server: &server,
+            clock: Clock::now(),
             told: Losses::default(),
             unsettled: false,
             next_tell: Instant::now(),
@@ -143,6 +144,7 @@ struct Drain<'a> {
     link: &'a Link,
     flow: &'a RefCell<Flow>,
     server: &'a Server,
+    clock: Clock,
     /// The losses that the log has told of.
     told: Losses,
     /// There may be losses that no event will tell of.
@@ -179,12 +181,12 @@ impl Drain<'_> {
 
     /// Drains a bounded number of records; says whether there may be more.
     fn slice(&mut self) -> bool {
-        let clock = Clock::now();
+        self.clock.follow();
         let mut flow = self.flow.borrow_mut();
         let mut drained = 0;
         while drained < SLICE {
             let Some(item) = self.ring.next() else { break };
-            match Record::parse(&item).map(|record| flow.take(&record, clock)) {
+            match Record::parse(&item).map(|record| flow.take(&record, self.clock)) {
                 Ok(Outcome::Event(event)) => self.server.stream.borrow_mut().event(*event),
                 Ok(Outcome::EarlyDataRejected { connection_id, bytes }) => log::warn!(
                     "early data was rejected, and may be sent again: connection_id={connection_id} bytes={bytes}"
