@@ -46,9 +46,12 @@ shift
 
 work=$(mktemp -d)
 machine=
+# shellcheck disable=SC2317 # the trap calls it
 end() {
   # timeout(1) leads a process group of its own.
-  [[ -z $machine ]] || kill -KILL -- "-$machine" 2>/dev/null || true
+  if [[ -n $machine ]]; then
+    kill -KILL -- "-$machine" && wait "$machine"
+  fi 2>/dev/null || true
   rm -rf "$work"
 }
 trap end EXIT
@@ -97,9 +100,10 @@ timeout --kill-after=5 "$timeout" qemu-system-aarch64 -machine virt -cpu "$cpu" 
   </dev/null >"$work/console" 2>&1 &
 machine=$!
 
-# Prints the console line by line, and keeps from it what ends this run.
+# Prints the console line by line, up to the command's end, and keeps from it what ends this run.
 up=no status='' panic=''
 while IFS= read -r line || [[ -n $line ]]; do
+  [[ -z $status ]] || continue
   line=${line%$'\r'}
   case $line in
     "$mark up") up=yes && continue ;;
