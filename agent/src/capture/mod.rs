@@ -192,8 +192,7 @@ impl Capture {
             // The tracepoints show sockets of every kind, which only their protocol can tell apart.
             return Err(no_kprobes);
         }
-        self.attach_tracepoints("socket_sent", &["sock_send_length"])?;
-        self.attach_tracepoints("socket_received", &["sock_recv_length"])?;
+        self.attach_tracepoints("socket_length", &["sock_send_length", "sock_recv_length"])?;
         Ok(SocketHook::Tracepoint)
     }
 
@@ -236,13 +235,11 @@ impl Capture {
         let failed = |function, error: ProgramError| {
             Error::from_aya(&format!("put a kprobe on {function}"), error.into())
         };
-        let send: &mut KProbe = self.program("socket_send")?;
-        let sending = send.attach("tcp_sendmsg", 0).map_err(|error| failed("tcp_sendmsg", error))?;
-        let receive: &mut KProbe = self.program("socket_receive")?;
-        if let Err(error) = receive.attach("tcp_recvmsg", 0) {
+        let program: &mut KProbe = self.program("socket_call")?;
+        let sending = program.attach("tcp_sendmsg", 0).map_err(|error| failed("tcp_sendmsg", error))?;
+        if let Err(error) = program.attach("tcp_recvmsg", 0) {
             // Half of it would be worse than the other way.
-            let send: &mut KProbe = self.program("socket_send")?;
-            let _ = send.detach(sending);
+            let _ = program.detach(sending);
             return Err(failed("tcp_recvmsg", error));
         }
         Ok(())
@@ -290,7 +287,8 @@ fn programs(function: Function) -> (&'static str, Option<&'static str>) {
         Function::ReadEx => ("ssl_call_ex", Some("ssl_read_return")),
         Function::WriteEx => ("ssl_call_ex", Some("ssl_write_return")),
         Function::DoHandshake => ("ssl_call", Some("ssl_handshake_return")),
-        Function::Free | Function::Clear => ("ssl_end", None),
+        Function::Free => ("ssl_free", None),
+        Function::Clear => ("ssl_clear", None),
         Function::SetHostName => ("ssl_host_name", None),
         Function::Ctrl => ("ssl_ctrl", None),
         Function::ResetEarlyDataReject => ("ssl_early_data_reset", None),

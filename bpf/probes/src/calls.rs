@@ -17,7 +17,6 @@ use plaintap_abi::{CLASSES, Counter, Header, MAX_PIECES, PIECE, PIECE_SHIFT, Rec
 use crate::{
     filter::{comm, settings, wanted},
     memory::{at_most, read_user, user_value},
-    sockets,
     state::{self, Call, Connection, Failure, RING, Tally, connection_or_new, count, note},
 };
 
@@ -53,7 +52,7 @@ pub fn ssl_write_return(ctx: RetProbeContext) -> u32 {
 /// `int SSL_do_handshake(SSL *ssl)`, for the sockets that it uses.
 #[uretprobe]
 pub fn ssl_handshake_return(ctx: RetProbeContext) -> u32 {
-    if let Err(failure) = try_handshake(&ctx) {
+    if let Err(failure) = left_call(&ctx) {
         note(failure);
     }
     0
@@ -131,7 +130,7 @@ fn try_enter(ctx: &ProbeContext, length_at: u64) -> Result<(), Failure> {
     let ssl = ctx.arg(0).ok_or(Failure::NotOurs)?;
     let buffer = ctx.arg(1).ok_or(Failure::NotOurs)?;
     let stack = stack_at_return(ctx);
-    state::thread_or_new()?.enter(Call { ssl, buffer, length_at, stack, used_socket: 0 })
+    state::thread_or_new()?.enter(Call { ssl, buffer, length_at, stack })
 }
 
 /// The call that returns now.
@@ -163,9 +162,6 @@ fn try_leave(ctx: &RetProbeContext, kind: u8) -> Result<(), Failure> {
     }
     let written = kind == kind::WRITTEN;
     let connection = connection_or_new(call.ssl)?;
-    if call.used_socket == 0 && connection.socket == 0 {
-        sockets::used_memory(connection, call.ssl, written, moved);
-    }
     let offset = if written { &mut connection.offsets[1] } else { &mut connection.offsets[0] };
     let start = *offset;
     *offset = start + moved;
@@ -175,19 +171,6 @@ fn try_leave(ctx: &RetProbeContext, kind: u8) -> Result<(), Failure> {
     let tally = &mut state::thread().ok_or(Failure::NotOurs)?.tally;
     send(&mut header, call.buffer, tally);
     tally.settle(header.connection_id, written);
-    Ok(())
-}
-
-#[inline(always)]
-fn try_handshake(ctx: &RetProbeContext) -> Result<(), Failure> {
-    let call = left_call(ctx)?;
-    if call.used_socket == 0 {
-        let connection = connection_or_new(call.ssl)?;
-        if connection.socket == 0 {
-            sockets::used_memory(connection, call.ssl, false, 0);
-            sockets::used_memory(connection, call.ssl, true, 0);
-        }
-    }
     Ok(())
 }
 

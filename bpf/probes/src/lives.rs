@@ -5,13 +5,25 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext},
 };
 
-use crate::state::{end_connection, end_thread};
+use crate::state::{end_connection, end_thread, has_carried};
 
-/// `void SSL_free(SSL *ssl)` and `int SSL_clear(SSL *ssl)`.
+/// `void SSL_free(SSL *ssl)`
 #[uprobe]
-pub fn ssl_end(ctx: ProbeContext) -> u32 {
+pub fn ssl_free(ctx: ProbeContext) -> u32 {
     if let Some(ssl) = ctx.arg(0) {
         end_connection(ssl);
+    }
+    0
+}
+
+/// `int SSL_clear(SSL *ssl)`: makes the object ready for another connection. OpenSSL calls it itself before a handshake,
+/// when all that is known is the host name, which it keeps.
+#[uprobe]
+pub fn ssl_clear(ctx: ProbeContext) -> u32 {
+    if let Some(ssl) = ctx.arg(0) {
+        if has_carried(ssl) {
+            end_connection(ssl);
+        }
     }
     0
 }

@@ -1,9 +1,8 @@
 //! Which TCP connection an SSL object speaks over.
 //!
-//! Most SSL objects use a socket themselves: a thread that is inside one of the TLS library's calls sends or receives, and
-//! that is the socket. Others work over memory (Conscrypt's engine): the thread receives, then has the SSL object read,
-//! and has it write, then sends. There a socket is believed only on evidence from both ways, without a contradiction:
-//! in a loop that writes to two objects and then sends on two sockets, nothing counts.
+//! An SSL object uses a socket itself: a thread that is inside one of the TLS library's calls sends or receives, and that is
+//! the socket. Of objects that work over memory (Conscrypt's engine) nothing is said: order and length of the socket calls
+//! beside the TLS calls have shown to be no proof.
 //!
 //! One body, two ways to attach: kprobes on tcp_sendmsg and tcp_recvmsg, or the raw tracepoints sock_send_length and
 //! sock_recv_length (since 6.3). Either way the socket is argument 0.
@@ -18,7 +17,7 @@ use plaintap_abi::{Endpoints, NO_OFFSET, SocketOffsets, family, opener};
 
 use crate::{
     memory::kernel_value,
-    state::{self, Connection, Engine, Failure, SEVERAL, connection_or_new, note},
+    state::{self, Failure, connection_or_new, note},
 };
 
 /// Source: linux, include/net/tcp_states.h.
@@ -30,11 +29,6 @@ const TCP_LISTEN: i32 = 10;
 
 /// Source: linux, include/uapi/linux/in.h. Of a u16, so that MPTCP's 262 is no TCP.
 const IPPROTO_TCP: u16 = 6;
-
-/// What TLS adds to a record at least and at most, in bytes: its header and tag; an IV, a MAC and padding.
-const RECORD_OVERHEAD: (u64, u64) = (17, 128);
-/// log2 of the most plaintext that a TLS record carries. Source: RFC 8446, section 5.1.
-const RECORD_SHIFT: u32 = 14;
 
 #[unsafe(no_mangle)]
 static SOCKET_OFFSETS: SocketOffsets = SocketOffsets {
@@ -56,38 +50,19 @@ static OPENERS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static LISTENERS: HashMap<u16, u8> = HashMap::with_max_entries(4096, 0);
 
-/// On tcp_sendmsg, whose argument 2 is the length.
+/// On tcp_sendmsg and tcp_recvmsg.
 #[kprobe]
-pub fn socket_send(ctx: ProbeContext) -> u32 {
-    if let (Some(socket), Some(length)) = (ctx.arg(0), ctx.arg(2)) {
-        used(socket, Some(length));
-    }
-    0
-}
-
-/// On tcp_recvmsg.
-#[kprobe]
-pub fn socket_receive(ctx: ProbeContext) -> u32 {
+pub fn socket_call(ctx: ProbeContext) -> u32 {
     if let Some(socket) = ctx.arg(0) {
-        used(socket, None);
+        used(socket);
     }
     0
 }
 
-/// On sock_send_length, whose argument 1 is what was sent, or an error.
+/// On sock_send_length and sock_recv_length.
 #[raw_tracepoint]
-pub fn socket_sent(ctx: RawTracePointContext) -> i32 {
-    let length: i32 = ctx.arg(1);
-    used(ctx.arg(0), Some(length.max(0) as u64));
-    0
-}
-
-/// On sock_recv_length, whose argument 1 is what was received, or an error.
-#[raw_tracepoint]
-pub fn socket_received(ctx: RawTracePointContext) -> i32 {
-    if ctx.arg::<i32>(1) > 0 {
-        used(ctx.arg(0), None);
-    }
+pub fn socket_length(ctx: RawTracePointContext) -> i32 {
+    used(ctx.arg(0));
     0
 }
 
@@ -119,31 +94,22 @@ fn offsets() -> Option<SocketOffsets> {
     (offsets.local_port != 0).then_some(offsets)
 }
 
-/// The current thread uses `socket`: it sends `sent` bytes, or receives.
+/// The current thread sends on `socket`, or receives.
 #[inline(always)]
-fn used(socket: u64, sent: Option<u64>) {
-    if let Err(failure) = try_used(socket, sent) {
+fn used(socket: u64) {
+    if let Err(failure) = try_used(socket) {
         note(failure);
     }
 }
 
 #[inline(always)]
-fn try_used(socket: u64, sent: Option<u64>) -> Result<(), Failure> {
-    // Nearly every call ends here: the thread has nothing to do with TLS.
-    let thread = state::thread().ok_or(Failure::NotOurs)?;
-    let active = thread.engine.active != 0;
-    let Some(call) = thread.current() else {
-        return match sent {
-            _ if !active => Err(Failure::NotOurs),
-            Some(length) => sent_beside(&mut thread.engine, socket, length),
-            None => received_beside(&mut thread.engine, socket),
-        };
-    };
+fn try_used(socket: u64) -> Result<(), Failure> {
+    // Nearly every call ends here: the thread is inside no TLS call.
+    let call = state::thread().and_then(|thread| thread.current()).ok_or(Failure::NotOurs)?;
     let offsets = offsets().ok_or(Failure::NotOurs)?;
     if !is_tcp(socket, &offsets) {
         return Err(Failure::NotOurs);
     }
-    call.used_socket = 1;
     let connection = connection_or_new(call.ssl)?;
     let known = &connection.endpoints;
     // The ports too: a socket's memory is used again.
@@ -153,102 +119,6 @@ fn try_used(socket: u64, sent: Option<u64>) -> Result<(), Failure> {
     connection.endpoints = endpoints(socket, &offsets)?;
     connection.socket = socket;
     Ok(())
-}
-
-/// A thread that has SSL objects work over memory received from a socket, beside their calls.
-#[inline(never)]
-fn received_beside(engine: &mut Engine, socket: u64) -> Result<(), Failure> {
-    let offsets = offsets().ok_or(Failure::NotOurs)?;
-    if !is_tcp(socket, &offsets) {
-        return Err(Failure::NotOurs);
-    }
-    if engine.read != 0 || engine.received_from == 0 {
-        engine.read = 0;
-        engine.received_from = socket;
-        engine.received_ends = endpoints(socket, &offsets)?;
-    } else if engine.received_from != socket {
-        engine.received_from = SEVERAL;
-    }
-    Ok(())
-}
-
-/// Such a thread sends `length` bytes, beside their calls.
-#[inline(never)]
-fn sent_beside(engine: &mut Engine, socket: u64, length: u64) -> Result<(), Failure> {
-    let offsets = offsets().ok_or(Failure::NotOurs)?;
-    if !is_tcp(socket, &offsets) {
-        return Err(Failure::NotOurs);
-    }
-    let (ssl, written) = (engine.wrote, engine.written);
-    engine.wrote = 0;
-    engine.written = 0;
-    if ssl == 0 || ssl == SEVERAL {
-        return Ok(());
-    }
-    let records = (written >> RECORD_SHIFT) + 1;
-    let fits = length >= written + RECORD_OVERHEAD.0 && length <= written + records * RECORD_OVERHEAD.1;
-    let connection = connection_or_new(ssl)?;
-    // A handshake's flight may have any length.
-    if written == 0 || fits {
-        connection.vote(&endpoints(socket, &offsets)?, true);
-    } else {
-        // It may still be the one, and have sent a part. But lengths that fit by chance must not add up.
-        connection.sent_votes = 0;
-    }
-    Ok(())
-}
-
-/// An SSL object that has no socket was read from or written to, without a socket call inside: `moved` bytes of
-/// plaintext, 0 for a handshake.
-#[inline(always)]
-pub fn used_memory(connection: &mut Connection, ssl: u64, written: bool, moved: u64) {
-    let Some(thread) = state::thread() else { return };
-    let engine = &mut thread.engine;
-    engine.active = 1;
-    if written {
-        engine.written += moved;
-        engine.wrote = if engine.wrote == 0 || engine.wrote == ssl { ssl } else { SEVERAL };
-    } else if engine.received_from != 0 && (engine.read == 0 || engine.read == ssl) {
-        let first = engine.read == 0;
-        engine.read = ssl;
-        if first && engine.received_from != SEVERAL {
-            connection.vote(&engine.received_ends, false);
-        }
-    }
-}
-
-impl Connection {
-    /// Takes note that the socket with these ends did for this SSL object over memory what its own socket would do.
-    #[inline(always)]
-    fn vote(&mut self, ends: &Endpoints, sent: bool) {
-        const ENOUGH_SENT: u16 = 2;
-        const ENOUGH_RECEIVED: u16 = 1;
-        const TOO_MANY_CONTRADICTIONS: u16 = 2;
-        if self.contradictions >= TOO_MANY_CONTRADICTIONS || self.endpoints.family != family::UNKNOWN {
-            return;
-        }
-        let candidate = &self.candidate;
-        if candidate.family == family::UNKNOWN {
-            self.candidate = *ends;
-        } else if candidate.local_port != ends.local_port
-            || candidate.remote_port != ends.remote_port
-            || candidate.remote_address[0] != ends.remote_address[0]
-            || candidate.remote_address[1] != ends.remote_address[1]
-        {
-            self.contradictions += 1;
-            self.sent_votes = 0;
-            self.received_votes = 0;
-            self.candidate = *ends;
-        }
-        if sent {
-            self.sent_votes += 1;
-        } else {
-            self.received_votes += 1;
-        }
-        if self.sent_votes >= ENOUGH_SENT && self.received_votes >= ENOUGH_RECEIVED {
-            self.endpoints = self.candidate;
-        }
-    }
 }
 
 #[inline(always)]

@@ -59,8 +59,6 @@ pub struct Call {
     pub length_at: u64,
     /// The user stack pointer that the return will show.
     pub stack: u64,
-    /// Not 0 once the thread used a TCP socket inside this call.
-    pub used_socket: u64,
 }
 
 /// What one thread is doing. Only that thread touches it.
@@ -70,7 +68,6 @@ pub struct Thread {
     depth: u64,
     /// The calls that it is inside, outermost first.
     calls: [Call; MAX_NESTING],
-    pub engine: Engine,
     pub tally: Tally,
 }
 
@@ -88,27 +85,6 @@ pub struct Tally {
     /// The offset in the stream at which the last of them ends.
     pub end: u64,
 }
-
-/// What a thread did lately that may tie an SSL object over memory to a socket: see `sockets`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Engine {
-    /// The only SSL object that was written to since the thread last sent; 0: none, `SEVERAL`: more.
-    pub wrote: u64,
-    /// Bytes that were written to it, or 0 for a handshake.
-    pub written: u64,
-    /// The only socket received from since an SSL object was last read from; 0: none, `SEVERAL`: more.
-    pub received_from: u64,
-    /// Its ends.
-    pub received_ends: Endpoints,
-    /// The SSL object that was read from since then; 0: none.
-    pub read: u64,
-    /// Not 0 once the thread used an SSL object without a socket.
-    pub active: u64,
-}
-
-/// More than one: no address.
-pub const SEVERAL: u64 = u64::MAX;
 
 /// An SSL object's address means nothing outside its process.
 #[derive(Clone, Copy)]
@@ -130,15 +106,8 @@ pub struct Connection {
     /// The `struct sock` that `endpoints` was read from; 0: none yet.
     pub socket: u64,
     pub endpoints: Endpoints,
-    /// For an SSL object over memory, whose socket it probably is.
-    pub candidate: Endpoints,
-    /// How often the candidate sent what was written, and received what was read.
-    pub sent_votes: u16,
-    pub received_votes: u16,
-    /// How often another socket did.
-    pub contradictions: u16,
     /// Not 0 once its early data was rejected.
-    pub early_data_rejected: u16,
+    pub early_data_rejected: u64,
 }
 
 /// Adds `amount` to a counter that userspace reads.
@@ -245,6 +214,14 @@ fn new_connection(ssl: u64, pid: u32) {
     let _ = PROCESSES.insert(pid, 0, 0);
     // Another thread may have been faster: then its entry is the one.
     let _ = CONNECTIONS.insert(ConnectionKey { ssl, pid: pid.into() }, &new, BPF_NOEXIST.into());
+}
+
+/// Whether bytes went through an SSL object of the current process.
+#[inline(always)]
+pub fn has_carried(ssl: u64) -> bool {
+    let pid = bpf_get_current_pid_tgid() >> 32;
+    // SAFETY: a map value is aligned and outlives the program's run.
+    CONNECTIONS.get_ptr(ConnectionKey { ssl, pid }).is_some_and(|place| unsafe { (*place).offsets != [0, 0] })
 }
 
 /// Forgets an SSL object of the current process: its address may come to mean another one.
