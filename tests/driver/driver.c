@@ -5,7 +5,7 @@
  * connections: a thread "drv-client" that connects and a thread "drv-server" that accepts. Neither is ever inside a
  * call of the library but while a command runs, so probes may come and go between two commands.
  *
- * Usage: tls-driver --lib PATH --cert PEM --key PEM [--address 127.0.0.1|::1]
+ * Usage: tls-driver --lib PATH --cert PEM --key PEM [--address 127.0.0.1|::1] [--uid N]
  *
  * It prints a line of facts, then answers each line of its standard input with one line. SIDE is client or server.
  *   write SIDE SIZE SEED   SIDE writes SIZE bytes in one call; the other side reads and compares every one
@@ -416,15 +416,17 @@ static void obey(char *line) {
 
 int main(int count, char **arguments) {
     const char *library = NULL, *certificate = NULL, *key = NULL, *address = "127.0.0.1";
+    uid_t uid = getuid();
     for (int i = 1; i + 1 < count; i += 2) {
         if (strcmp(arguments[i], "--lib") == 0) library = arguments[i + 1];
         else if (strcmp(arguments[i], "--cert") == 0) certificate = arguments[i + 1];
         else if (strcmp(arguments[i], "--key") == 0) key = arguments[i + 1];
         else if (strcmp(arguments[i], "--address") == 0) address = arguments[i + 1];
+        else if (strcmp(arguments[i], "--uid") == 0) uid = (uid_t)strtoul(arguments[i + 1], NULL, 10);
         else die("unknown option %s", arguments[i]);
     }
     if (library == NULL || certificate == NULL || key == NULL || count % 2 == 0)
-        die("usage: tls-driver --lib PATH --cert PEM --key PEM [--address 127.0.0.1|::1]");
+        die("usage: tls-driver --lib PATH --cert PEM --key PEM [--address 127.0.0.1|::1] [--uid N]");
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);
     load(library);
@@ -432,6 +434,8 @@ int main(int count, char **arguments) {
     if (context == NULL) die_of_tls("SSL_CTX_new", NULL, 0);
     if (tls.SSL_CTX_use_certificate_chain_file(context, certificate) != 1) die_of_tls(certificate, NULL, 0);
     if (tls.SSL_CTX_use_PrivateKey_file(context, key, FILETYPE_PEM) != 1) die_of_tls(key, NULL, 0);
+    /* The key's file may be root's alone. */
+    if (setresuid(uid, uid, uid) != 0) die("setresuid %u: %s", uid, strerror(errno));
     start_listening(address);
     for (int i = 0; i < 2; i++) {
         int error = pthread_create(&sides[i].thread, NULL, run_side, &sides[i]);

@@ -98,6 +98,31 @@ pub fn join<'a>(events: impl Iterator<Item = &'a Event>, half: &Half) -> Result<
     Ok(joined)
 }
 
+/// The events of each connection and direction, joined, in the order in which they first appeared.
+pub fn streams<'a>(events: impl Iterator<Item = &'a Event>) -> Result<Vec<(Direction, Joined)>> {
+    let mut streams: Vec<(Half, u64, Vec<Event>)> = Vec::new();
+    for event in events {
+        let (direction, id) = (event.direction(), event.connection_id);
+        let found = streams.iter_mut().find(|(half, of, _)| half.direction == direction && *of == id);
+        match found {
+            Some((_, _, events)) => events.push(event.clone()),
+            None => {
+                let half = Half { pid: u32::try_from(event.pid)?, tid: event.tid, direction, port: None };
+                streams.push((half, id, vec![event.clone()]));
+            }
+        }
+    }
+    let joined = streams.into_iter().map(|(half, _, mut events)| {
+        let tids: Vec<u32> = events.iter().map(|event| event.tid).collect();
+        events.iter_mut().for_each(|event| event.tid = half.tid);
+        let mut joined = join(events.iter(), &half)?;
+        ensure!(joined.events.len() == events.len(), "a connection of several processes: {half:?}");
+        joined.events.iter_mut().zip(tids).for_each(|(event, tid)| event.tid = tid);
+        Ok((half.direction, joined))
+    });
+    joined.collect()
+}
+
 /// Reads until `half` has at least `size` bytes, and joins what there is of it.
 pub fn wait_for(client: &mut Client, half: &Half, size: usize) -> Result<Joined> {
     let what = format!("{size} bytes of {half:?}");

@@ -74,10 +74,19 @@ impl Driver {
 
     /// Starts a driver over `library`, with one connection over the loopback `address` open.
     pub fn start_at(library: &str, address: &str) -> Result<Self> {
+        Self::start_with(library, &["--address", address])
+    }
+
+    /// Starts a driver over `library` that runs as the user `uid`.
+    pub fn start_as(library: &str, uid: u32) -> Result<Self> {
+        Self::start_with(library, &["--uid", &uid.to_string()])
+    }
+
+    fn start_with(library: &str, arguments: &[&str]) -> Result<Self> {
         need::library(library)?;
         let certificate = certificate()?;
         let mut command = Command::new(env!("PLAINTAP_TLS_DRIVER"));
-        command.args(["--lib", library, "--address", address]);
+        command.args(["--lib", library]).args(arguments);
         command.arg("--cert").arg(certificate.path().join("cert.pem"));
         command.arg("--key").arg(certificate.path().join("key.pem"));
         let process = Process::start(&mut command)?;
@@ -157,7 +166,7 @@ fn answer(process: &Process, number: usize) -> Result<String> {
 }
 
 /// A self-signed certificate and its key, as `cert.pem` and `key.pem` in a folder of their own.
-fn certificate() -> Result<TempDir> {
+pub(crate) fn certificate() -> Result<TempDir> {
     let openssl = need::program("openssl", "openssl")?;
     let folder = TempDir::with_prefix("plaintap-tests-")?;
     let output = Command::new(openssl)
@@ -171,7 +180,7 @@ fn certificate() -> Result<TempDir> {
     Ok(folder)
 }
 
-fn connection(line: &str) -> Result<Connection> {
+pub(crate) fn connection(line: &str) -> Result<Connection> {
     Ok(Connection {
         number: fact(line, "number")?,
         client_port: fact(line, "client_port")?,
@@ -180,7 +189,7 @@ fn connection(line: &str) -> Result<Connection> {
 }
 
 /// The value of `name=value` in `line`.
-fn fact<T: FromStr>(line: &str, name: &str) -> Result<T> {
+pub fn fact<T: FromStr>(line: &str, name: &str) -> Result<T> {
     let value = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
     value.and_then(|value| value.parse().ok()).with_context(|| format!("no {name} in {line:?}"))
 }

@@ -1,6 +1,6 @@
 //! Drives the built programs as black boxes, against real TLS libraries.
 //!
-//! Each module starts or watches one thing: [`agent`] the agent, [`driver`] and [`bssl`] programs that speak TLS,
+//! Each module starts or watches one thing: [`agent`] the agent, [`driver`], [`program`] and [`bssl`] programs that speak TLS,
 //! [`stream`] a client of the agent, [`conversation`] what the client got of one connection. Every wait has a bound
 //! and says what it waited for; whatever was started is ended, by its pid, when its value is dropped. A machine that
 //! lacks something ([`need`]) fails the tests: they are never skipped.
@@ -14,7 +14,9 @@ pub mod need;
 pub mod net;
 pub mod pattern;
 pub mod process;
+pub mod program;
 pub mod raw;
+pub mod storm;
 pub mod stream;
 
 use std::thread;

@@ -4,9 +4,14 @@
 
 mod addresses;
 mod admission;
+mod calls;
 mod clients;
+mod connections;
+mod filters;
 mod http;
 mod lifecycle;
+mod losses;
+mod names;
 mod old_clients;
 mod payloads;
 mod protocols;
