@@ -18,6 +18,7 @@ preflight() {
   ((EUID == 0)) || die "eBPF needs root: run this as root (sudo bash ci/demo.sh)" 3
   [[ $(uname -s) == Linux ]] || die "eBPF needs Linux: run this there" 4
   [[ -e bpf/prebuilt/$(uname -m).o ]] || die "there is no eBPF object for $(uname -m): run this on x86_64 or aarch64" 4
+  [[ -r /proc/filesystems ]] || die "/proc is not mounted: mount -t proc proc /proc" 4
   grep -qw bpf /proc/filesystems || die "this kernel has no eBPF: boot one with CONFIG_BPF_SYSCALL=y" 4
   [[ -e /sys/bus/event_source/devices ]] || die "/sys is not mounted: mount -t sysfs sysfs /sys" 4
   [[ -e /sys/bus/event_source/devices/uprobe ]] ||
