@@ -109,11 +109,15 @@ pub fn children(pid: u32) -> Result<BTreeSet<u32>> {
     Ok(children)
 }
 
-/// Whether the process `pid` still runs: one that is dead but not yet waited for doesn't.
+/// Whether the process `pid` still runs, any thread of it: one that is dead but not yet waited for doesn't.
 pub fn runs(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    // A first thread that has ended stays as a zombie; the others hold the process's files until they end too.
+    threads.flatten().any(|thread| {
+        let Ok(stat) = fs::read_to_string(thread.path().join("stat")) else { return false };
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    })
 }
 
 /// The open files of the process `pid`: what each descriptor is.
