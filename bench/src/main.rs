@@ -1,0 +1,53 @@
+//! Measures what plaintapd costs the programs that it watches: see docs/performance.md, and ci/bench.sh, which runs this.
+//!
+//! The parts: `load` is the program under measurement, `probes` puts eBPF programs on it without an agent, `agent` runs
+//! plaintapd with a client that reads and discards; `cost` and `loss` are the two measurements, and print Markdown.
+
+mod agent;
+mod cost;
+mod load;
+mod loss;
+mod probes;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+/// What everything here needs: where things are.
+#[derive(Debug)]
+struct Paths {
+    /// plaintapd.
+    agent: PathBuf,
+    /// The load, from load.c.
+    load: PathBuf,
+    /// A folder with cert.pem and key.pem.
+    certificate: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run(std::env::args().skip(1).collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("plaintap-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+const USAGE: &str =
+    "usage: plaintap-bench cost  AGENT LOAD CERTIFICATES ROUNDS LIBRARY memory|tcp [NAME=OBJECT]...
+       plaintap-bench loss  AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS";
+
+fn run(arguments: Vec<String>) -> Result<()> {
+    let [what, agent, load, certificate, rest @ ..] = &arguments[..] else { bail!(USAGE) };
+    let paths = Paths { agent: agent.into(), load: load.into(), certificate: certificate.into() };
+    match (what.as_str(), rest) {
+        ("cost", [rounds, library, transport, objects @ ..]) => {
+            let rounds = rounds.parse().context(USAGE)?;
+            let objects = objects.iter().map(|object| object.split_once('=').context(USAGE));
+            cost::run(&paths, rounds, library, transport, &objects.collect::<Result<Vec<_>>>()?)
+        }
+        ("loss", [library, milliseconds]) => loss::run(&paths, library, milliseconds.parse().context(USAGE)?),
+        _ => bail!(USAGE),
+    }
+}

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Measures what plaintapd costs, as root, and prints Markdown: docs/performance.md holds such a run and says what it means.
+#
+#   bash ci/bench.sh capture    per SSL_write and SSL_read, beside no probe and an empty one; then where the ring overflows
+#   bash ci/bench.sh idle       memory and wakeups of plaintapd when nothing happens
+#
+# ROUNDS (7) is how often each case has its turn; PLAINTAP_BIN_DIR names the folder of a built plaintapd.
+set -euo pipefail
+# shellcheck source=ci/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+usage() {
+  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
+  exit 2
+}
+[[ $# == 1 && ($1 == capture || $1 == idle) ]] || usage
+((EUID == 0)) || die "plaintapd loads eBPF programs: run this as root" 3
+
+libraries=/usr/lib/x86_64-linux-gnu
+rounds=${ROUNDS:-7}
+work=$(mktemp -d)
+agent_pid=
+ended() {
+  [[ -z $agent_pid ]] || kill "$agent_pid" 2>/dev/null || true
+  rm -rf "$work"
+}
+trap ended EXIT
+
+use_cargo demo || die "no cargo: run ci/setup.sh"
+if [[ -z ${PLAINTAP_BIN_DIR:-} ]]; then
+  build_release --quiet
+  PLAINTAP_BIN_DIR=$target/release
+fi
+# A copy: a build that goes on meanwhile must not change what is measured.
+cp "$PLAINTAP_BIN_DIR/plaintapd" "$work/plaintapd"
+
+about() {
+  say "$(date -u +%F), kernel $(uname -r), $(nproc) CPUs ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), load $(cut -d' ' -f1-3 /proc/loadavg)"
+  say
+}
+
+# library NAME: a copy of the library NAME and of its libcrypto, which no other program's probes are on.
+library() {
+  local source=$libraries/$1 folder name
+  folder=$work/$(basename "$(dirname "$source")")
+  [[ -e $source ]] || die "$source is missing: run ci/setup.sh"
+  mkdir -p "$folder"
+  for name in "$source" "${source/libssl/libcrypto}"; do cp "$name" "$folder/"; done
+  say "$folder/$(basename "$1")"
+}
+
+bench() { "$target/release/plaintap-bench" "$1" "$work/plaintapd" "$work/tls-load" "$work" "${@:2}"; }
+
+capture() {
+  cargo build --quiet --release --locked -p plaintap-bench
+  "${CC:-cc}" -O2 -Wall -Wextra -o "$work/tls-load" bench/load.c -ldl -lpthread
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$work/key.pem" -out "$work/cert.pem" \
+    -days 2 -subj /CN=localhost 2>/dev/null
+  local boringssl openssl
+  boringssl=$(library android/libssl.so.0)
+  openssl=$(library libssl.so.3)
+  about
+  heading "### BoringSSL, over memory"
+  say
+  bench cost "$rounds" "$boringssl" memory
+  say
+  heading "### BoringSSL, over loopback TCP"
+  say
+  bench cost "$rounds" "$boringssl" tcp
+  say
+  heading "### OpenSSL, over memory"
+  say
+  bench cost "$rounds" "$openssl" memory
+  say
+  heading "### Loss by rate, default ring, BoringSSL over memory"
+  say
+  bench loss "$boringssl" 1000
+}
+
+# rings PID: KiB that a process has in memory of what it shares with the kernel side, the ring and arrays.
+rings() { awk '/^[0-9a-f]+-/ { ring = /bpf-map|bpf_ringbuf|anon_inode/ } /^Rss:/ && ring { sum += $2 } END { print sum + 0 }' "/proc/$1/smaps"; }
+status() { awk -v field="$2:" '$1 == field { print $2 }' "/proc/$1/status"; }
+switches() { cat /proc/"$1"/task/*/status | awk '/^voluntary_ctxt_switches/ { sum += $2 } END { print sum }'; }
+
+idle() {
+  local seconds=30 half pid child before=() names=(attaching serving) pids
+  : >"$work/log"
+  # The system's libraries as by default, but of this shell alone, which uses none: others may be busy.
+  "$work/plaintapd" --ecaptureq ws://127.0.0.1:0/ --pid $$ 2>"$work/log" &
+  agent_pid=$!
+  until_true 60 grep -q 'listening url=' "$work/log" || die "plaintapd does not listen: $(tail -n 1 "$work/log")"
+  child=$(cat "/proc/$agent_pid/task/$agent_pid/children")
+  pids=("$agent_pid" "${child% }")
+  # What it does once after starting is not what it does when idle.
+  sleep 3
+  for pid in "${pids[@]}"; do before+=("$(switches "$pid")"); done
+  sleep "$seconds"
+  about
+  say "| half | RssAnon KiB | RssFile KiB | RssShmem KiB | of these, ring and maps KiB | wakeups in $seconds s |"
+  say "|---|---:|---:|---:|---:|---:|"
+  for half in 0 1; do
+    pid=${pids[half]}
+    say "| ${names[half]} | $(status "$pid" RssAnon) | $(status "$pid" RssFile) | $(status "$pid" RssShmem) | $(rings "$pid") | $(($(switches "$pid") - before[half])) |"
+  done
+}
+
+"$1"
