@@ -39,7 +39,9 @@ step "lints" cargo clippy --locked --all-targets --workspace --exclude plaintap-
 step "release build" build_release
 # Unit and end-to-end tests in one go: selected apart, their packages would want the same crates with other features,
 # and build them twice. The end-to-end tests drive the release build.
-PLAINTAP_BIN_DIR=$target/release step "unit and end-to-end tests" cargo test --locked
+export PLAINTAP_BIN_DIR=$target/release
+# Each run of the differential test lasts a minute.
+PLAINTAP_STORM_SECONDS=60 step "unit and end-to-end tests" cargo test --locked
 step "device build: aarch64" bash ci/build-device.sh
 
 say "${green}all $done_steps steps passed in $SECONDS s$plain"

@@ -133,7 +133,9 @@ fn print(cases: &[Case<'_>], rows: &[Vec<Row>], lost: u64) {
                 line += &format!(" {:.2} |", added(case) / 1000.0);
             }
             for case in 2..cases.len() {
-                line += &format!(" {:.2} |", added(case) / floor);
+                // A floor that drowned in what else the machine did is no measure.
+                line +=
+                    &if floor > 0.0 { format!(" {:.2} |", added(case) / floor) } else { " - |".to_owned() };
             }
             println!("{line}");
         }
