@@ -53,7 +53,7 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
                 Ok(None) | Err(_) => {}
             }
         }
-        if ready[1] && !answer(&link)? {
+        if ready[1] && !answer(&mut capture, &link)? {
             break false;
         }
     };
@@ -64,9 +64,9 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
         }
         if link.stop().is_ok() {
             let deadline = Instant::now() + FAREWELL;
-            while Instant::now() < deadline && (!wait(&[link.as_fd()], Some(deadline))?[0] || answer(&link)?)
-            {
-            }
+            while Instant::now() < deadline
+                && (!wait(&[link.as_fd()], Some(deadline))?[0] || answer(&mut capture, &link)?)
+            {}
         }
         let _ = kill(child, Signal::SIGKILL);
         let _ = waitpid(child, None);
@@ -153,12 +153,14 @@ fn reload(capture: &mut Capture, link: &Link) {
 }
 
 /// Answers what the serving half asks; tells whether it is still there.
-fn answer(link: &Link) -> Result<bool, Error> {
+fn answer(capture: &mut Capture, link: &Link) -> Result<bool, Error> {
     loop {
         match link.try_receive() {
-            Ok(Some(Message::Who(pid))) => {
-                if let Some(process) = process::look_up(Path::new("/proc"), pid) {
-                    link.process(pid, &process);
+            Ok(Some(Message::Who(program))) => {
+                let process = process::look_up(Path::new("/proc"), program.pid);
+                // By now the process id may stand for another.
+                if let Some(process) = process.filter(|_| capture.lives(program)) {
+                    link.process(program, &process);
                 }
             }
             Ok(Some(_)) => {}

@@ -10,7 +10,12 @@ use nix::time::{ClockId, clock_gettime};
 use plaintap_abi::{Endpoints, Header, family, kind, opener};
 use plaintap_proto::{Direction, Event};
 
-use crate::{capture::ring::Record, classify::Classifier, process::Processes, recent::Recent};
+use crate::{
+    capture::ring::Record,
+    classify::Classifier,
+    process::{Processes, Program},
+    recent::Recent,
+};
 
 /// Connections remembered for certain: as many as the kernel side's own map holds.
 const CONNECTIONS: usize = 8192;
@@ -19,7 +24,7 @@ const CONNECTIONS: usize = 8192;
 #[derive(Clone, Debug, Default)]
 struct Connection {
     classifier: Classifier,
-    /// The offset at which the next payload should start, read and written.
+    /// Where the next payload should start, read and written: in bytes, those aside that the snap length kept out.
     next: [u64; 2],
     server_name: String,
 }
@@ -99,12 +104,9 @@ impl Flow {
     /// What `record` comes to.
     pub fn take(&mut self, record: &Record<'_>, clock: Clock) -> Outcome {
         let header = &record.header;
-        let mut is_new = false;
-        let connection = self.connections.get_or_insert_with(header.connection_id, || {
-            is_new = true;
-            Connection::default()
-        });
-        self.processes.seen(header.pid, is_new);
+        let connection = self.connections.get_or_insert_with(header.connection_id, Connection::default);
+        let program = Program { pid: header.pid, life: header.life };
+        self.processes.seen(program);
         match header.kind {
             kind::SERVER_NAME => {
                 connection.server_name = String::from_utf8_lossy(record.payload).into_owned();
@@ -116,7 +118,7 @@ impl Flow {
             },
             _ => {
                 let event = event(connection, record, clock);
-                let process = self.processes.get(header.pid);
+                let process = self.processes.get(program);
                 Outcome::Event(Box::new(Event {
                     app: process.app.clone(),
                     process_start: process.start_ns,
@@ -126,7 +128,7 @@ impl Flow {
         }
     }
 
-    /// The offset that a connection's events have come to, written or read.
+    /// The bytes that a connection's events have come to, written or read, those aside that the snap length kept out.
     pub fn next_offset(&self, connection_id: u64, written: bool) -> u64 {
         self.connections.peek(&connection_id).map_or(0, |connection| connection.next[usize::from(written)])
     }
@@ -140,12 +142,13 @@ fn event(connection: &mut Connection, record: &Record<'_>, clock: Clock) -> Even
     let protocol =
         connection.classifier.observe(direction, record.payload, header.stream_offset != header.call_start);
     let next = &mut connection.next[usize::from(written)];
+    // What is kept of a call is its beginning: what was snapped before a piece was snapped before its call.
+    let start = header.stream_offset.saturating_sub(header.snapped);
     // Where threads overtake each other nothing is lost: the record is behind, not ahead.
-    let lost_before = header.stream_offset.saturating_sub(*next);
+    let lost_before = start.saturating_sub(*next);
+    *next = (*next).max(start + record.payload.len() as u64);
     let end = header.stream_offset + record.payload.len() as u64;
     let truncated = end == header.kept_end && end < header.call_end;
-    let end = if truncated { header.call_end } else { end };
-    *next = (*next).max(end);
     let pname = pname(header);
     let ends = sides(&header.endpoints);
     let (src, dst) = ends.unwrap_or((UNKNOWN, UNKNOWN));
@@ -317,8 +320,12 @@ mod tests {
         let mut flow = Flow::default();
         let cut = event(&mut flow, Header { call_end: 1000, ..header(0) });
         assert!(cut.truncated);
-        let next = event(&mut flow, header(1000));
+        let next = event(&mut flow, Header { snapped: 997, ..header(1000) });
         assert_eq!((next.truncated, next.lost_before), (false, 0));
+        // A call of which 3 bytes were kept and 7 snapped is lost, 3 bytes of another one too.
+        let later = event(&mut flow, Header { snapped: 1004, ..header(1016) });
+        assert_eq!((later.truncated, later.lost_before), (false, 6));
+        assert_eq!(flow.next_offset(9, true), 15);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How the two halves speak to each other: fixed-size records over a socketpair.
 //!
-//! All that the serving half ever says is the id of a process that it wants looked up. The end of either process is the
+//! All that the serving half ever says is which program it wants looked up. The end of either process is the
 //! end of the link, which the other takes as its own.
 
 use std::{
@@ -18,13 +18,13 @@ use nix::{
 
 use crate::{
     log::MAX_LINE,
-    process::{MAX_APP, Process},
+    process::{MAX_APP, Process, Program},
 };
 
-/// Bytes of a record: kind, a spare byte, length of the text in two bytes, a process id or level in four, a time in eight,
-/// text.
+/// Bytes of a record: kind, a spare byte, length of the text in two bytes, a process id or level in four, two times in eight
+/// each, text.
 const RECORD: usize = 1024;
-const TEXT: usize = 16;
+const TEXT: usize = 24;
 
 const _: () = assert!(TEXT + MAX_LINE <= RECORD && MAX_APP <= MAX_LINE);
 
@@ -47,9 +47,9 @@ pub enum Message {
     /// Take leave of the clients, and end.
     Stop,
     /// The serving half asks which program a process is.
-    Who(u32),
+    Who(Program),
     /// The answer.
-    Process(u32, Process),
+    Process(Program, Process),
 }
 
 const LOG: u8 = 1;
@@ -63,7 +63,7 @@ const PROCESS: u8 = 6;
 #[derive(Default)]
 struct Fields<'a> {
     number: u32,
-    time: u64,
+    times: [u64; 2],
     text: &'a str,
     fds: &'a [RawFd],
 }
@@ -119,25 +119,27 @@ impl Link {
         self.send(STOP, Fields::default(), MsgFlags::MSG_DONTWAIT)
     }
 
-    /// Asks which program process `pid` is; never waits: what finds no room is asked again for the next connection.
-    pub fn who(&self, pid: u32) {
-        let _ = self.send(WHO, Fields { number: pid, ..Fields::default() }, MsgFlags::MSG_DONTWAIT);
+    /// Asks for what can be known of `program`; never waits: what finds no room is asked again.
+    pub fn who(&self, program: Program) {
+        let fields = Fields { number: program.pid, times: [program.life, 0], ..Fields::default() };
+        let _ = self.send(WHO, fields, MsgFlags::MSG_DONTWAIT);
     }
 
-    /// Answers which program process `pid` is; never waits.
-    pub fn process(&self, pid: u32, process: &Process) {
-        let fields = Fields { number: pid, time: process.start_ns, text: &process.app, fds: &[] };
+    /// Answers what `program` is; never waits.
+    pub fn process(&self, program: Program, process: &Process) {
+        let times = [program.life, process.start_ns];
+        let fields = Fields { number: program.pid, times, text: &process.app, fds: &[] };
         let _ = self.send(PROCESS, fields, MsgFlags::MSG_DONTWAIT);
     }
 
     fn send(&self, kind: u8, fields: Fields<'_>, flags: MsgFlags) -> Result<(), Error> {
         let mut record = [0; RECORD];
-        let Fields { number, time, text, fds } = fields;
+        let Fields { number, times, text, fds } = fields;
         let text = text.get(..text.floor_char_boundary_at(MAX_LINE)).unwrap_or_default();
         record[0] = kind;
         record[2..4].copy_from_slice(&(text.len() as u16).to_ne_bytes());
         record[4..8].copy_from_slice(&number.to_ne_bytes());
-        record[8..16].copy_from_slice(&time.to_ne_bytes());
+        record[8..TEXT].copy_from_slice(bytemuck::bytes_of(&times));
         record[TEXT..TEXT + text.len()].copy_from_slice(text.as_bytes());
         let rights = [ControlMessage::ScmRights(fds)];
         let rights = if fds.is_empty() { &[][..] } else { &rights };
@@ -186,8 +188,8 @@ impl Link {
         let text = record.get(TEXT..TEXT + text_length).ok_or(Error::Malformed)?;
         let text = String::from_utf8_lossy(text).into_owned();
         let number = u32::from_ne_bytes([record[4], record[5], record[6], record[7]]);
-        let mut time = [0; 8];
-        time.copy_from_slice(&record[8..16]);
+        let [life, start_ns]: [u64; 2] = bytemuck::pod_read_unaligned(&record[8..TEXT]);
+        let program = Program { pid: number, life };
         match record[0] {
             LOG => Ok(Some(Message::Log(text))),
             READY => match <[OwnedFd; 3]>::try_from(fds) {
@@ -196,10 +198,10 @@ impl Link {
             },
             STOP => Ok(Some(Message::Stop)),
             LOG_LEVEL => Ok(Some(Message::LogLevel(number))),
-            WHO => Ok(Some(Message::Who(number))),
+            WHO => Ok(Some(Message::Who(program))),
             PROCESS => {
-                let process = Process { app: text, start_ns: u64::from_ne_bytes(time) };
-                Ok(Some(Message::Process(number, process)))
+                let process = Process { app: text, start_ns };
+                Ok(Some(Message::Process(program, process)))
             }
             _ => Err(Error::Malformed),
         }
@@ -250,11 +252,15 @@ mod tests {
     #[test]
     fn a_question_gets_its_answer() {
         let (attaching, serving) = Link::pair().unwrap();
-        serving.who(7);
-        assert!(matches!(attaching.receive(), Ok(Some(Message::Who(7)))));
+        let program = Program { pid: 7, life: 1 << 50 };
+        serving.who(program);
+        assert!(matches!(attaching.receive(), Ok(Some(Message::Who(asked))) if asked == program));
         let process = Process { app: "/bin/x".into(), start_ns: 1 << 40 };
-        attaching.process(7, &process);
-        assert!(matches!(serving.receive(), Ok(Some(Message::Process(7, answer))) if answer == process));
+        attaching.process(program, &process);
+        let answer = serving.receive();
+        assert!(
+            matches!(answer, Ok(Some(Message::Process(of, answer))) if (of, &answer) == (program, &process))
+        );
     }
 
     #[test]

@@ -15,8 +15,8 @@ use crate::recent::Recent;
 
 /// Processes remembered for certain.
 const PROCESSES: usize = 1024;
-/// What is known of a process is looked up again for a new connection after this: its id may be another's by now.
-const FRESH: Duration = Duration::from_secs(1);
+/// A question without an answer is asked again after this.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Questions on their way; more are asked when the process is seen again.
 const MAX_QUESTIONS: usize = 256;
 
@@ -32,17 +32,26 @@ pub struct Process {
     pub start_ns: u64,
 }
 
+/// One life of a process id: from a start, or from an exec, to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Program {
+    /// The process id.
+    pub pid: u32,
+    /// As in [`Header`](plaintap_abi::Header).
+    pub life: u64,
+}
+
 #[derive(Debug)]
 struct Entry {
-    process: Process,
+    process: Option<Process>,
     asked: Option<Instant>,
 }
 
 /// What is known of processes, and what is to be asked.
 #[derive(Debug)]
 pub struct Processes {
-    known: Recent<u32, Entry>,
-    questions: Vec<u32>,
+    known: Recent<Program, Entry>,
+    questions: Vec<Program>,
 }
 
 impl Default for Processes {
@@ -52,33 +61,30 @@ impl Default for Processes {
 }
 
 impl Processes {
-    /// Takes note that process `pid` is there, with a new connection or not.
-    pub fn seen(&mut self, pid: u32, new_connection: bool) {
-        let entry = self.known.get_or_insert_with(pid, || Entry { process: Process::default(), asked: None });
-        let ask = match entry.asked {
-            None => true,
-            Some(asked) => new_connection && asked.elapsed() > FRESH,
-        };
+    /// Takes note that `program` is there.
+    pub fn seen(&mut self, program: Program) {
+        let entry = self.known.get_or_insert_with(program, || Entry { process: None, asked: None });
+        let ask = entry.process.is_none() && entry.asked.is_none_or(|asked| asked.elapsed() > PATIENCE);
         if ask && self.questions.len() < MAX_QUESTIONS {
             entry.asked = Some(Instant::now());
-            self.questions.push(pid);
+            self.questions.push(program);
         }
     }
 
-    /// What is known of process `pid`.
-    pub fn get(&self, pid: u32) -> Process {
-        self.known.peek(&pid).map(|entry| entry.process.clone()).unwrap_or_default()
+    /// What is known of `program`.
+    pub fn get(&self, program: Program) -> Process {
+        self.known.peek(&program).and_then(|entry| entry.process.clone()).unwrap_or_default()
     }
 
-    /// The processes to look up; each is told once.
-    pub fn questions(&mut self) -> Vec<u32> {
+    /// The programs to look up; each is told once.
+    pub fn questions(&mut self) -> Vec<Program> {
         std::mem::take(&mut self.questions)
     }
 
-    /// Takes in what was found out of process `pid`.
-    pub fn answer(&mut self, pid: u32, process: Process) {
-        let asked = Some(Instant::now());
-        self.known.get_or_insert_with(pid, || Entry { process: Process::default(), asked }).process = process;
+    /// Takes in what was found out of `program`.
+    pub fn answer(&mut self, program: Program, process: Process) {
+        self.known.get_or_insert_with(program, || Entry { process: None, asked: None }).process =
+            Some(process);
     }
 }
 
@@ -139,22 +145,23 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_asked_for_once_until_its_id_may_be_anothers() {
+    fn a_program_is_asked_for_once_and_the_next_with_its_process_id_anew() {
+        let (first, second) = (Program { pid: 7, life: 0 }, Program { pid: 7, life: 99 });
         let mut processes = Processes::default();
-        processes.seen(7, true);
-        processes.seen(7, false);
-        assert_eq!((processes.questions(), processes.questions()), (vec![7], vec![]));
-        processes.answer(7, Process { app: "x".into(), start_ns: 1 });
-        assert_eq!(processes.get(7).app, "x");
-        assert_eq!(processes.get(8), Process::default());
-        processes.seen(7, false);
-        assert!(processes.questions().is_empty());
+        processes.seen(first);
+        processes.seen(first);
+        assert_eq!((processes.questions(), processes.questions()), (vec![first], vec![]));
+        processes.answer(first, Process { app: "x".into(), start_ns: 1 });
+        processes.seen(first);
+        processes.seen(second);
+        assert_eq!(processes.questions(), [second]);
+        assert_eq!((processes.get(first).app, processes.get(second)), ("x".into(), Process::default()));
     }
 
     #[test]
     fn questions_are_bounded() {
         let mut processes = Processes::default();
-        (0..10_000).for_each(|pid| processes.seen(pid, true));
+        (0..10_000).for_each(|pid| processes.seen(Program { pid, life: 0 }));
         assert_eq!(processes.questions().len(), MAX_QUESTIONS);
     }
 }

@@ -126,7 +126,9 @@ async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>) -> Result<()
                 server.stream.borrow_mut().log(&line);
                 server.wake();
             }
-            Ok(Some(Message::Process(pid, process))) => flow.borrow_mut().processes.answer(pid, process),
+            Ok(Some(Message::Process(program, process))) => {
+                flow.borrow_mut().processes.answer(program, process);
+            }
             Ok(Some(Message::LogLevel(level))) => crate::log::set_level(level),
             Ok(Some(Message::Ready { .. } | Message::Who(_))) => {}
             Ok(Some(Message::Stop) | None) => return Ok(()),
@@ -260,8 +262,8 @@ fn take(record: &[u8], flow: &mut Flow, clock: Clock, server: &Server) {
 
 /// Asks for what the records just taken raised questions about, and has clients sent what came of them.
 fn taken(flow: &RefCell<Flow>, link: &Link, server: &Server) {
-    for pid in flow.borrow_mut().processes.questions() {
-        link.who(pid);
+    for program in flow.borrow_mut().processes.questions() {
+        link.who(program);
     }
     server.wake();
 }

@@ -22,7 +22,7 @@ use object::{
     BinaryFormat, Endianness, SymbolFlags, SymbolKind, SymbolScope,
     write::{Object, Symbol, SymbolSection},
 };
-use plaintap_abi::{Settings, SocketOffsets, names};
+use plaintap_abi::{Settings, SocketOffsets, TaskOffsets, names};
 
 const FUNCTIONS: [&str; 2] = ["SSL_write", "SSL_read"];
 /// plaintapd's default.
@@ -56,6 +56,7 @@ impl Probes {
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .override_global(names::SOCKET_OFFSETS, bytemuck::bytes_of(&SocketOffsets::default()), true)
+            .override_global(names::TASK_OFFSETS, bytemuck::bytes_of(&TaskOffsets::default()), true)
             .map_max_entries(names::RING, RING_SIZE)
             .load(object)
             .context("loading the object")?;

@@ -31,10 +31,6 @@ const HELD: Duration = Duration::from_secs(3);
 const BEHIND: Duration = Duration::from_millis(150);
 const CAUGHT_UP: Duration = Duration::from_millis(30);
 
-/// Places that the kernel side has for losses at the end of connections: of those that share one, the last is told.
-/// Source: docs/agent.md, bpf/abi/src/lib.rs.
-const TAIL_PLACES: u64 = 2048;
-
 /// One way of one end of a connection: what the agent calls a connection is one end here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Way {
@@ -89,9 +85,6 @@ struct Sums {
     lost_before: u64,
     tails: u64,
     lost_at_the_end: u64,
-    /// Losses at the end that shared their place with another connection's: their bytes, and its id.
-    untold: Vec<(Way, u64, u64)>,
-    lost_untold: u64,
 }
 
 impl Ledger {
@@ -216,9 +209,6 @@ impl Ledger {
                     nameless.swap_remove(place);
                     sums.tails += 1;
                     sums.lost_at_the_end += missing;
-                } else if let Some(other) = id.and_then(|id| self.shares_its_place(id, way)) {
-                    sums.untold.push((way, missing, other));
-                    sums.lost_untold += missing;
                 } else {
                     return Err(anyhow!(
                         "{way:?}, connection id {id:?}, carried {sent} bytes, but came to {} only, and the loss of \
@@ -235,22 +225,6 @@ impl Ledger {
     fn id(&self, way: Way) -> Option<u64> {
         self.ends.iter().find(|(_, end)| **end == (way.number, way.side)).map(|(id, _)| *id)
     }
-
-    /// A connection over whose loss the agent may have forgotten the one at the end of `way`.
-    fn shares_its_place(&self, id: u64, way: Way) -> Option<u64> {
-        let mine = tail_place(id, way.direction);
-        let others = self.accounts.iter().filter(|(other, account)| **other != way && account.lost > 0);
-        let others = others.map(|(other, account)| (account.connection_id, other.direction));
-        let tails = self.tails.keys().copied().filter(|tail| *tail != (id, way.direction));
-        others.chain(tails).find(|(id, direction)| tail_place(*id, *direction) == mine).map(|(id, _)| id)
-    }
-}
-
-/// Source: docs/agent.md; the function is that of bpf/abi/src/lib.rs.
-fn tail_place(connection_id: u64, direction: Direction) -> u64 {
-    let hash =
-        (connection_id ^ u64::from(direction == Direction::Written)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash >> (64 - TAIL_PLACES.trailing_zeros())
 }
 
 /// The value of `name=value` in `line`.
@@ -434,7 +408,7 @@ fn differ_by(run: &Run, seed: u64, duration: Duration) -> Result<Heartbeat> {
     ensure!(ledger.events == heartbeat.captured_events, "{} events came of {heartbeat:?}", ledger.events);
     let declared = sums.lost_before + sums.lost_at_the_end;
     ensure!(
-        declared + sums.lost_untold == heartbeat.lost_bytes,
+        declared == heartbeat.lost_bytes,
         "{declared} bytes were declared lost, {sums:?}, but the agent counts {heartbeat:?}"
     );
     ensure!(sums.carried == ledger.bytes + heartbeat.lost_bytes, "{sums:?} {heartbeat:?}");

@@ -1,11 +1,11 @@
-//! Where this kernel keeps the fields that the socket hooks read, from its BTF.
+//! Where this kernel keeps the fields that the programs read, from its BTF.
 //!
 //! A reader of the few kinds that lead to a struct's members, over the file as it is: aya's own keeps every type of the
 //! kernel in memory and shows no members. Source: linux, Documentation/bpf/btf.rst.
 
 use std::{fs::File, io::Read, path::Path};
 
-use plaintap_abi::{NO_OFFSET, SocketOffsets};
+use plaintap_abi::{NO_OFFSET, SocketOffsets, TaskOffsets};
 
 /// Kernels' are 3 to 10 MiB.
 const MAX_SIZE: u64 = 64 << 20;
@@ -60,27 +60,11 @@ pub fn known_kernel() -> bool {
 }
 
 /// Reads the offsets from the BTF file at `path`.
-pub fn socket_offsets(path: &Path) -> Result<SocketOffsets, Error> {
+pub fn offsets(path: &Path) -> Result<(SocketOffsets, TaskOffsets), Error> {
     let mut data = Vec::new();
     File::open(path)?.take(MAX_SIZE).read_to_end(&mut data)?;
     let btf = Btf::parse(&data)?;
-    let sock = btf.find_struct("sock").ok_or(Error::Missing("struct sock"))?;
-    let common = btf.find_struct("sock_common").ok_or(Error::Missing("struct sock_common"))?;
-    let base = btf.member(sock, "__sk_common", MAX_DEPTH).ok_or(Error::Missing("sock.__sk_common"))?;
-    let common = |name| {
-        let bits = btf.member(common, name, MAX_DEPTH).ok_or(Error::Missing(name))?;
-        Ok::<u32, Error>((base + bits) / 8)
-    };
-    Ok(SocketOffsets {
-        family: common("skc_family")?,
-        remote_v4: common("skc_daddr")?,
-        local_v4: common("skc_rcv_saddr")?,
-        remote_v6: common("skc_v6_daddr")?,
-        local_v6: common("skc_v6_rcv_saddr")?,
-        remote_port: common("skc_dport")?,
-        local_port: common("skc_num")?,
-        protocol: btf.member(sock, "sk_protocol", MAX_DEPTH).ok_or(Error::Missing("sock.sk_protocol"))? / 8,
-    })
+    Ok((btf.socket_offsets()?, btf.task_offsets()?))
 }
 
 struct Btf<'a> {
@@ -155,6 +139,40 @@ impl<'a> Btf<'a> {
         Some(12 + more)
     }
 
+    fn socket_offsets(&self) -> Result<SocketOffsets, Error> {
+        let sock = self.find_struct("sock").ok_or(Error::Missing("struct sock"))?;
+        let common = self.find_struct("sock_common").ok_or(Error::Missing("struct sock_common"))?;
+        let base = self.member(sock, "__sk_common", MAX_DEPTH).ok_or(Error::Missing("sock.__sk_common"))?;
+        let common = |name| {
+            let bits = self.member(common, name, MAX_DEPTH).ok_or(Error::Missing(name))?;
+            Ok::<u32, Error>((base + bits) / 8)
+        };
+        Ok(SocketOffsets {
+            family: common("skc_family")?,
+            remote_v4: common("skc_daddr")?,
+            local_v4: common("skc_rcv_saddr")?,
+            remote_v6: common("skc_v6_daddr")?,
+            local_v6: common("skc_v6_rcv_saddr")?,
+            remote_port: common("skc_dport")?,
+            local_port: common("skc_num")?,
+            protocol: self
+                .member(sock, "sk_protocol", MAX_DEPTH)
+                .ok_or(Error::Missing("sock.sk_protocol"))?
+                / 8,
+        })
+    }
+
+    fn task_offsets(&self) -> Result<TaskOffsets, Error> {
+        let offset = |of, name, member| {
+            let found = self.find_struct(of).ok_or(Error::Missing(of))?;
+            Ok::<u32, Error>(self.member(found, member, MAX_DEPTH).ok_or(Error::Missing(name))? / 8)
+        };
+        Ok(TaskOffsets {
+            signal: offset("task_struct", "task_struct.signal", "signal")?,
+            live: offset("signal_struct", "signal_struct.live", "live")?,
+        })
+    }
+
     fn type_at(&self, start: usize) -> Option<Type<'a>> {
         Some(Type {
             name: u32_at(self.types, start)?,
@@ -207,7 +225,8 @@ mod tests {
 
     #[test]
     fn this_kernels_offsets_are_those_of_the_table() {
-        let offsets = socket_offsets(Path::new(super::super::KERNEL_BTF)).unwrap();
+        let (offsets, task) = offsets(Path::new(super::super::KERNEL_BTF)).unwrap();
+        assert!(task.signal > 0 && task.live > 0 && task.live < task.signal);
         assert!((100..2048).contains(&offsets.protocol));
         assert_eq!(SocketOffsets { protocol: NO_OFFSET, ..offsets }, COMMON_OFFSETS);
     }

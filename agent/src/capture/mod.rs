@@ -27,11 +27,14 @@ use nix::{
     errno::Errno,
     sys::resource::{Resource, setrlimit},
 };
-use plaintap_abi::{NO_OFFSET, Settings, SocketOffsets, choice, names};
+use plaintap_abi::{NO_OFFSET, Settings, SocketOffsets, TaskOffsets, choice, names};
 
 use filters::Filters;
 
-use crate::discover::{Function, Target};
+use crate::{
+    discover::{Function, Target},
+    process,
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes.o"));
 
@@ -107,15 +110,16 @@ impl Capture {
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
             log::debug!("can't raise RLIMIT_MEMLOCK: {error}");
         }
-        let (offsets, no_offsets) = match btf::socket_offsets(Path::new(KERNEL_BTF)) {
+        let ((offsets, task_offsets), no_offsets) = match btf::offsets(Path::new(KERNEL_BTF)) {
             Ok(offsets) => (offsets, None),
-            Err(_) if btf::known_kernel() => (btf::COMMON_OFFSETS, None),
-            Err(error) => (SocketOffsets::default(), Some(error)),
+            Err(_) if btf::known_kernel() => ((btf::COMMON_OFFSETS, TaskOffsets::default()), None),
+            Err(error) => ((SocketOffsets::default(), TaskOffsets::default()), Some(error)),
         };
         let ebpf = EbpfLoader::new()
             // The object carries no types, so that the kernel's need not be held in memory to match them.
             .btf(None)
             .override_global(names::SOCKET_OFFSETS, bytemuck::bytes_of(&offsets), true)
+            .override_global(names::TASK_OFFSETS, bytemuck::bytes_of(&task_offsets), true)
             .map_max_entries(names::RING, ring_size)
             .load(OBJECT)
             .map_err(|source| Error::from_aya("load eBPF maps", source))?;
@@ -167,7 +171,8 @@ impl Capture {
 
     /// Attaches what tells the ends of threads and processes.
     pub fn hook_ends(&mut self) -> Result<(), Error> {
-        self.attach_tracepoints("thread_end", &["sched_process_exit", "sched_process_exec"])
+        self.attach_tracepoints("thread_exit", &["sched_process_exit"])?;
+        self.attach_tracepoints("program_exec", &["sched_process_exec"])
     }
 
     /// Attaches what finds out connections' addresses, in the way that this kernel has.
@@ -200,6 +205,13 @@ impl Capture {
     pub fn pause(&mut self) -> Result<(), Error> {
         let nothing = Filters { pids: [(0, choice::INCLUDE)].into(), ..Filters::default() };
         self.set_filters(&nothing)
+    }
+
+    /// Whether `program` is what its process id stands for.
+    pub fn lives(&mut self, program: process::Program) -> bool {
+        let ended: Result<HashMap<_, u32, u64>, _> = self.map_as(names::ENDED);
+        // A process that none is known to have preceded has no entry.
+        ended.is_ok_and(|ended| ended.get(&program.pid, 0).unwrap_or(0) == program.life)
     }
 
     /// The ring that the programs fill.

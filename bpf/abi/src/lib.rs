@@ -35,8 +35,12 @@ pub mod names {
     pub const COMMS: &str = "COMMS";
     /// `u16` TCP ports, in host order, that are listened on.
     pub const LISTENERS: &str = "LISTENERS";
+    /// `u32` process id to the [`life`](crate::Header::life) that it is in.
+    pub const ENDED: &str = "ENDED";
     /// A [`SocketOffsets`](crate::SocketOffsets).
     pub const SOCKET_OFFSETS: &str = "SOCKET_OFFSETS";
+    /// A [`TaskOffsets`](crate::TaskOffsets).
+    pub const TASK_OFFSETS: &str = "TASK_OFFSETS";
 }
 
 /// What a record tells.
@@ -115,6 +119,11 @@ pub struct Header {
     pub kept_end: u64,
     /// Where the call ended.
     pub call_end: u64,
+    /// Bytes that the snap length kept out of this connection and direction before this call.
+    pub snapped: u64,
+    /// Which life of the process id this is: when the one before ended, or turned into another program, in nanoseconds of
+    /// `CLOCK_BOOTTIME`; 0: none is known.
+    pub life: u64,
     /// The process id, in the initial PID namespace.
     pub pid: u32,
     /// The thread id.
@@ -144,9 +153,10 @@ pub struct Record<const N: usize> {
 
 const _: () = {
     assert!(size_of::<Endpoints>() == 40);
-    assert!(size_of::<Header>() == 128);
-    assert!(size_of::<Record<256>>() == 128 + 256);
+    assert!(size_of::<Header>() == 144);
+    assert!(size_of::<Record<256>>() == 144 + 256);
     assert!(size_of::<SocketOffsets>() == 32);
+    assert!(size_of::<TaskOffsets>() == 8);
     assert!(size_of::<Settings>() == 16 + 12 * MAX_UID_RANGES);
     assert!(size_of::<Tail>() == 16);
 };
@@ -203,18 +213,28 @@ impl Counter {
 pub struct Tail {
     /// The connection's id, exclusive-or `end`.
     pub check: u64,
-    /// Bytes of the connection and direction so far, times 2, plus 1 if they were written. 0: nothing here.
+    /// Bytes of the connection and direction so far, those aside that the snap length kept out, times 2, plus 1 if they were
+    /// written. 0: nothing here.
     pub end: u64,
 }
 
-/// Places for [`Tail`]s; of connections that share a place, the last one to lose something is kept.
-pub const TAILS: u64 = 2048;
+impl Tail {
+    /// The connection's id, and whether it is its written bytes.
+    pub fn connection(self) -> (u64, bool) {
+        (self.check ^ self.end, self.end & 1 == 1)
+    }
+}
 
-/// The place of a connection's tail.
+/// Places for [`Tail`]s.
+pub const TAILS: u64 = 2048;
+/// Places side by side that a connection's tail may take. Where others have them all, the oldest connection's goes.
+pub const TAIL_WAYS: u32 = 4;
+
+/// The first of the places of a connection's tail.
 pub fn tail_place(connection_id: u64, written: bool) -> u32 {
     // Fibonacci hashing: ids differ in their time bits, which this spreads. Source: Knuth, TAOCP 3, section 6.4.
     let hash = (connection_id ^ written as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (hash >> (64 - TAILS.trailing_zeros())) as u32
+    (hash >> (64 - TAILS.trailing_zeros())) as u32 & !(TAIL_WAYS - 1)
 }
 
 /// How many calls of one thread may be under way: TLS inside TLS nests `SSL_write`.
@@ -287,6 +307,18 @@ pub struct SocketOffsets {
     pub local_port: u32,
     /// `sk_protocol`, u16; [`NO_OFFSET`] where unknown, which only kprobes on TCP's own functions can do with.
     pub protocol: u32,
+}
+
+/// Where the kernel keeps how many threads of a process live: byte offsets.
+///
+/// `signal` 0: nothing is known, and a process is taken to end with its first thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TaskOffsets {
+    /// `signal` in `struct task_struct`, a pointer.
+    pub signal: u32,
+    /// `live` in `struct signal_struct`, an i32.
+    pub live: u32,
 }
 
 /// What stands for an unknown offset.

@@ -17,7 +17,7 @@ use plaintap_abi::{CLASSES, Counter, Header, MAX_PIECES, PIECE, PIECE_SHIFT, Rec
 use crate::{
     filter::{comm, settings, wanted},
     memory::{at_most, read_user, user_value},
-    state::{self, Call, Connection, Failure, RING, Tally, connection_or_new, count, note},
+    state::{self, Call, Connection, Failure, RING, Tally, Thread, connection_or_new, count, note},
 };
 
 /// OpenSSL's `SSL_ctrl` command for a host name. Source: openssl, include/openssl/tls1.h and ssl.h.
@@ -98,8 +98,8 @@ pub fn ssl_early_data_reset(ctx: ProbeContext) -> u32 {
 #[uretprobe]
 pub fn ssl_early_data_status_return(ctx: RetProbeContext) -> u32 {
     let rejected = ctx.ret::<i32>() == SSL_EARLY_DATA_REJECTED;
-    let result =
-        left_call(&ctx).and_then(|call| if rejected { try_early_data_rejected(call.ssl) } else { Ok(()) });
+    let result = left_call(&ctx)
+        .and_then(|(call, _)| if rejected { try_early_data_rejected(call.ssl) } else { Ok(()) });
     if let Err(failure) = result {
         note(failure);
     }
@@ -133,11 +133,11 @@ fn try_enter(ctx: &ProbeContext, length_at: u64) -> Result<(), Failure> {
     state::thread_or_new()?.enter(Call { ssl, buffer, length_at, stack })
 }
 
-/// The call that returns now.
+/// The call that returns now, and its thread.
 #[inline(always)]
-fn left_call(ctx: &RetProbeContext) -> Result<Call, Failure> {
+fn left_call(ctx: &RetProbeContext) -> Result<(Call, &'static mut Thread), Failure> {
     match state::thread() {
-        Some(thread) => thread.leave(stack_now(ctx)),
+        Some(thread) => thread.leave(stack_now(ctx)).map(|call| (call, thread)),
         // Of a process that is filtered out. Of another, the thread was forgotten inside its call, or the call is older
         // than the probes.
         None if !settings().is_some_and(wanted) => Err(Failure::NotOurs),
@@ -147,7 +147,7 @@ fn left_call(ctx: &RetProbeContext) -> Result<Call, Failure> {
 
 #[inline(always)]
 fn try_leave(ctx: &RetProbeContext, kind: u8) -> Result<(), Failure> {
-    let call = left_call(ctx)?;
+    let (call, thread) = left_call(ctx)?;
     let result: i32 = ctx.ret();
     if result <= 0 {
         return Err(Failure::NotOurs);
@@ -162,15 +162,21 @@ fn try_leave(ctx: &RetProbeContext, kind: u8) -> Result<(), Failure> {
     }
     let written = kind == kind::WRITTEN;
     let connection = connection_or_new(call.ssl)?;
-    let offset = if written { &mut connection.offsets[1] } else { &mut connection.offsets[0] };
-    let start = *offset;
-    *offset = start + moved;
+    let snaplen = settings().map_or(0, |settings| settings.snaplen);
+    let kept = if moved > snaplen { snaplen } else { moved };
     let mut header = header(connection, kind);
-    header.call_start = start;
-    header.call_end = start + moved;
-    let tally = &mut state::thread().ok_or(Failure::NotOurs)?.tally;
-    send(&mut header, call.buffer, tally);
-    tally.settle(header.connection_id, written);
+    let way = usize::from(written);
+    header.call_start = connection.offsets[way];
+    header.kept_end = header.call_start + kept;
+    header.call_end = header.call_start + moved;
+    header.snapped = connection.snapped[way];
+    connection.offsets[way] = header.call_end;
+    if moved > kept {
+        connection.snapped[way] += moved - kept;
+        count(Counter::SnappedBytes, moved - kept);
+    }
+    send(&mut header, call.buffer, &mut thread.tally);
+    thread.tally.settle(header.connection_id, written, header.snapped);
     Ok(())
 }
 
@@ -233,6 +239,8 @@ fn header(connection: &Connection, kind: u8) -> Header {
         call_start: 0,
         kept_end: 0,
         call_end: 0,
+        snapped: 0,
+        life: connection.life,
         pid: (id >> 32) as u32,
         tid: id as u32,
         uid: bpf_get_current_uid_gid() as u32,
@@ -248,13 +256,7 @@ fn header(connection: &Connection, kind: u8) -> Header {
 #[inline(always)]
 fn send(header: &mut Header, buffer: u64, tally: &mut Tally) {
     let start = header.call_start;
-    let moved = header.call_end - start;
-    let snaplen = settings().map_or(0, |settings| settings.snaplen);
-    let kept = if moved > snaplen { snaplen } else { moved };
-    if moved > kept {
-        count(Counter::SnappedBytes, moved - kept);
-    }
-    header.kept_end = start + kept;
+    let kept = header.kept_end - start;
     let full = kept >> PIECE_SHIFT;
     let mut piece = 0;
     while piece < MAX_PIECES {

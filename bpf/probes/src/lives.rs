@@ -1,11 +1,20 @@
 //! The ends of SSL objects, threads and processes, so that what is remembered of one is never taken for another's.
 
 use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid,
     macros::{raw_tracepoint, uprobe},
     programs::{ProbeContext, RawTracePointContext},
 };
 
-use crate::state::{end_connection, end_thread, has_carried};
+use plaintap_abi::TaskOffsets;
+
+use crate::{
+    memory::kernel_value,
+    state::{end_connection, end_process, end_thread, has_carried},
+};
+
+#[unsafe(no_mangle)]
+static TASK_OFFSETS: TaskOffsets = TaskOffsets { signal: 0, live: 0 };
 
 /// `void SSL_free(SSL *ssl)`
 #[uprobe]
@@ -28,9 +37,35 @@ pub fn ssl_clear(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// On sched_process_exit, which every thread passes, and sched_process_exec, which the first one does.
+/// On sched_process_exit, which every thread passes.
 #[raw_tracepoint]
-pub fn thread_end(_ctx: RawTracePointContext) -> i32 {
+pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
     end_thread();
+    if is_last(ctx.arg(0)) {
+        end_process();
+    }
     0
+}
+
+/// On sched_process_exec: the process goes on with one thread, in another program.
+#[raw_tracepoint]
+pub fn program_exec(_ctx: RawTracePointContext) -> i32 {
+    end_thread();
+    end_process();
+    0
+}
+
+/// Whether the exiting thread `task`, the current one, is the last of its process. The kernel has counted it out already.
+/// Source: linux, kernel/exit.c, do_exit.
+#[inline(always)]
+fn is_last(task: u64) -> bool {
+    // SAFETY: a static of this program. Volatile, because the loader writes the value that counts.
+    let offsets = unsafe { core::ptr::read_volatile(&raw const TASK_OFFSETS) };
+    if offsets.signal == 0 {
+        let id = bpf_get_current_pid_tgid();
+        return (id >> 32) as u32 == id as u32;
+    }
+    let live = kernel_value::<u64>(task, offsets.signal)
+        .and_then(|signal| kernel_value::<i32>(signal, offsets.live));
+    live == Some(0)
 }

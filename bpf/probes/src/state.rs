@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, LruHashMap, RingBuf},
 };
-use plaintap_abi::{Counter, Endpoints, MAX_NESTING, TAILS, Tail, tail_place};
+use plaintap_abi::{Counter, Endpoints, MAX_NESTING, TAIL_WAYS, TAILS, Tail, tail_place};
 
 use crate::memory::at_most;
 
@@ -35,7 +35,7 @@ static CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::with_max
 #[map]
 static PROCESSES: LruHashMap<u32, u8> = LruHashMap::with_max_entries(8192, 0);
 
-/// When the last process with this id ended, or turned into another program: what it left behind is older.
+/// When the last process with this id ended, or turned into another program: where a life of the id begins.
 #[map]
 static ENDED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(8192, 0);
 
@@ -99,10 +99,12 @@ struct ConnectionKey {
 #[repr(C)]
 pub struct Connection {
     pub id: u64,
-    /// When it was first seen: nanoseconds of `CLOCK_BOOTTIME`.
-    pub since: u64,
+    /// The life of the process id that it belongs to, as in [`Header`](plaintap_abi::Header).
+    pub life: u64,
     /// Bytes read and bytes written so far.
     pub offsets: [u64; 2],
+    /// Of them, what the snap length kept out.
+    pub snapped: [u64; 2],
     /// The `struct sock` that `endpoints` was read from; 0: none yet.
     pub socket: u64,
     pub endpoints: Endpoints,
@@ -130,9 +132,9 @@ pub fn note(failure: Failure) {
 
 impl Tally {
     /// Counts what could not be sent of a call on a connection, and leaves word of where the connection's bytes end: it may
-    /// have been the last of them.
+    /// have been the last of them. `snapped` is as in the call's header.
     #[inline(never)]
-    pub fn settle(&mut self, connection_id: u64, written: bool) {
+    pub fn settle(&mut self, connection_id: u64, written: bool, snapped: u64) {
         if self.end == 0 {
             return;
         }
@@ -140,13 +142,32 @@ impl Tally {
         count(Counter::RingFullBytes, self.full_bytes);
         count(Counter::UnreadableRecords, self.unreadable_records);
         count(Counter::UnreadableBytes, self.unreadable_bytes);
-        if let Some(place) = TAIL_PLACES.get_ptr_mut(tail_place(connection_id, written)) {
-            let end = self.end << 1 | u64::from(written);
-            // SAFETY: a map value is aligned and outlives the program's run. Another thread may write it too: `check`
-            // tells.
-            unsafe { place.write_volatile(Tail { check: connection_id ^ end, end }) };
-        }
+        leave_tail(connection_id, (self.end - snapped) << 1 | u64::from(written));
         *self = Self { full_records: 0, full_bytes: 0, unreadable_records: 0, unreadable_bytes: 0, end: 0 };
+    }
+}
+
+/// Keeps where a connection's bytes end: over its last word, else in a free place, else over the oldest connection's.
+#[inline(never)]
+fn leave_tail(connection_id: u64, end: u64) {
+    let first = tail_place(connection_id, end & 1 == 1);
+    let mut oldest = (u64::MAX, first);
+    for way in 0..TAIL_WAYS {
+        let Some(place) = TAIL_PLACES.get_ptr(first + way) else { return };
+        // SAFETY: a map value is aligned and outlives the program's run. Another thread may write it now: `check` tells.
+        let tail = unsafe { place.read_volatile() };
+        if tail.connection() == (connection_id, end & 1 == 1) {
+            oldest.1 = first + way;
+            break;
+        }
+        // Ids grow with time, and a free place's is 0.
+        if tail.connection().0 < oldest.0 {
+            oldest = (tail.connection().0, first + way);
+        }
+    }
+    if let Some(place) = TAIL_PLACES.get_ptr_mut(oldest.1) {
+        // SAFETY: as above.
+        unsafe { place.write_volatile(Tail { check: connection_id ^ end, end }) };
     }
 }
 
@@ -184,7 +205,7 @@ pub fn connection_or_new(ssl: u64) -> Result<&'static mut Connection, Failure> {
     if let Some(place) = CONNECTIONS.get_ptr_mut(key) {
         // SAFETY: as below.
         let connection = unsafe { &mut *place };
-        if !left_behind(pid, connection.since) {
+        if connection.life == life(pid) {
             return Ok(connection);
         }
         let _ = CONNECTIONS.remove(key);
@@ -196,11 +217,11 @@ pub fn connection_or_new(ssl: u64) -> Result<&'static mut Connection, Failure> {
     Ok(unsafe { &mut *place })
 }
 
-/// Whether what was first seen at `since` is of an earlier process of the same id, or of another program.
+/// Which life of process id `pid` this is.
 #[inline(always)]
-fn left_behind(pid: u32, since: u64) -> bool {
+fn life(pid: u32) -> u64 {
     // SAFETY: a map value is aligned and outlives the program's run.
-    ENDED.get_ptr(pid).is_some_and(|ended| unsafe { *ended > since })
+    ENDED.get_ptr(pid).map_or(0, |ended| unsafe { *ended })
 }
 
 #[inline(never)]
@@ -210,7 +231,7 @@ fn new_connection(ssl: u64, pid: u32) {
         unsafe { (core::mem::zeroed(), bpf_ktime_get_boot_ns(), bpf_get_smp_processor_id()) };
     // No CPU makes two connections within 16 ns. 5.10 has no atomic add that tells the sum, so a counter can't serve.
     new.id = (time >> 4) << 12 | u64::from(cpu & 0xfff);
-    new.since = time;
+    new.life = life(pid);
     let _ = PROCESSES.insert(pid, 0, 0);
     // Another thread may have been faster: then its entry is the one.
     let _ = CONNECTIONS.insert(ConnectionKey { ssl, pid: pid.into() }, &new, BPF_NOEXIST.into());
@@ -231,13 +252,17 @@ pub fn end_connection(ssl: u64) {
     let _ = CONNECTIONS.remove(ConnectionKey { ssl, pid });
 }
 
-/// Forgets the current thread, and its whole process if it is the first thread.
+/// Forgets the current thread.
 #[inline(always)]
 pub fn end_thread() {
-    let id = bpf_get_current_pid_tgid();
-    let pid = (id >> 32) as u32;
-    let _ = THREADS.remove(id);
-    if pid == id as u32 && PROCESSES.remove(pid).is_ok() {
+    let _ = THREADS.remove(bpf_get_current_pid_tgid());
+}
+
+/// Ends this life of the current process's id: what it left behind is not the next one's.
+#[inline(always)]
+pub fn end_process() {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if PROCESSES.remove(pid).is_ok() {
         // SAFETY: a helper without arguments.
         let now = unsafe { bpf_ktime_get_boot_ns() };
         let _ = ENDED.insert(pid, now, 0);

@@ -134,6 +134,24 @@ fn a_program_that_takes_anothers_place_has_connections_of_its_own() -> Result<()
 }
 
 #[test]
+fn a_connection_outlives_its_processs_first_thread() -> Result<()> {
+    for library in [BORINGSSL, OPENSSL] {
+        let (program, said, events) = observe(library, "leader", 200 + 120)?;
+        let child = program::number(&said, "child", "pid")?;
+        assert!(events.iter().all(|event| event.pid == i64::from(child)));
+        assert!(
+            events.iter().any(|event| event.tid == child) && events.iter().any(|event| event.tid != child)
+        );
+        let bytes = [pattern(100, 1), pattern(60, 2)].concat();
+        let streams = conversation::streams(events.iter())?;
+        carry(&streams, &[(Direction::Written, bytes.clone()), (Direction::Read, bytes)])?;
+        assert_eq!(ids(&events).len(), 2, "its two ends");
+        program.quit()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_process_with_the_id_of_one_killed_in_a_read_has_connections_of_its_own() -> Result<()> {
     for library in [BORINGSSL, OPENSSL] {
         let (program, said, events) = observe(library, "killed", 200 + 120)?;

@@ -140,6 +140,50 @@ fn what_is_lost_is_told_by_the_next_event() -> Result<()> {
 }
 
 #[test]
+fn what_snaplen_keeps_out_is_no_loss_where_something_else_is_lost() -> Result<()> {
+    const KEPT: u64 = 16_384;
+    for afterwards in [true, false] {
+        let mut driver = Driver::start(BORINGSSL)?;
+        let (pid, kept) = (driver.pid().to_string(), KEPT.to_string());
+        let arguments = ["--library", BORINGSSL, "--pid", &pid, "--comm", "drv-client", "--snaplen", &kept];
+        let agent = Agent::start(&[&arguments[..], &["--ring-size", "256K"]].concat())?;
+        let mut client = Client::connect(&agent.url)?;
+        driver.write(Side::Client, 100_000, 1)?;
+        client.ping(b"before")?;
+        let child = agent.child()?;
+        process::send(child, Signal::SIGSTOP)?;
+        for seed in 2..40 {
+            driver.write(Side::Client, 100_000, seed)?;
+        }
+        process::send(child, Signal::SIGCONT)?;
+        let mut calls = 39;
+        if afterwards {
+            client.wait_for("an event from before", |messages| {
+                (messages.iter().filter(|message| message.event().is_some()).count() > 1).then_some(())
+            })?;
+            client.ping(b"drained")?;
+            driver.write(Side::Client, 100_000, 40)?;
+            calls += 1;
+        }
+        let (mut came, mut lost) = (0, 0);
+        until("all that was to be kept and is missing to be told of", || {
+            client.pongs.clear();
+            client.ping(b"more?")?;
+            came = client.events().map(|event| u64::from(event.length)).sum();
+            lost = client.events().map(|event| event.lost_before).sum();
+            let id = client.events().next().context("no event")?.connection_id;
+            lost += lost_at_the_end(&client, id, Direction::Written)?;
+            ensure!(came + lost <= calls * KEPT, "{came} came and {lost} are lost, of {calls} calls");
+            Ok((came + lost == calls * KEPT).then_some(()))
+        })?;
+        ensure!(lost > 10 * KEPT, "nearly nothing was lost: {lost}");
+        assert_eq!(totals(&agent)?.1, lost, "the heartbeat's total");
+        driver.quit()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_lost_last_is_told_in_the_log() -> Result<()> {
     all_that_is_missing_is_told(BORINGSSL, false)?;
     all_that_is_missing_is_told(OPENSSL, false)

@@ -88,6 +88,30 @@ fn events_name_their_program_and_its_start_once_known() -> Result<()> {
 }
 
 #[test]
+fn after_exec_events_never_name_the_program_before() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let successor = folder.path().join("successor");
+    fs::copy(CASES, &successor)?;
+    let successor = successor.to_str().context("no UTF-8")?;
+    let mut program = Program::start(CASES, BORINGSSL, &program::unique_name())?;
+    let agent = Agent::watching(program.pid(), BORINGSSL)?;
+    let mut client = Client::connect(&agent.url)?;
+    program.command("open")?;
+    first_with_app(&mut program, &mut client, 0)?;
+    program.command(&format!("exec {successor}"))?;
+    program.wait_for("ready")?;
+    client.ping(b"exec")?;
+    let before = client.messages.len();
+    program.command("open")?;
+    first_with_app(&mut program, &mut client, before)?;
+    let after = client.messages[before..].iter().filter_map(|message| message.event());
+    let mut named: Vec<&str> = after.map(|event| event.app.as_str()).filter(|app| !app.is_empty()).collect();
+    named.dedup();
+    assert_eq!(named, [successor]);
+    program.quit()
+}
+
+#[test]
 fn events_have_their_processs_user() -> Result<()> {
     for uid in [0, 12_345] {
         let mut driver = Driver::start_as(OPENSSL, uid)?;
