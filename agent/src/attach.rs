@@ -4,7 +4,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,7 @@ use nix::{
 use crate::{
     args::{self, Args, Parsed},
     capture::{Capture, SocketHook, filters::Filters},
-    discover,
+    discover::{self, Function},
     link::{self, Link, Message},
     process,
     run::{Error, arguments, chain},
@@ -38,7 +38,7 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
-    let mut capture = start(args)?;
+    let (mut capture, mut spare) = start(args)?;
     link.ready(capture.ring()?, capture.counters()?, capture.tails()?)?;
     let stopped_by_signal = loop {
         let ready = wait(&[signals.as_fd(), link.as_fd()], None)?;
@@ -53,7 +53,7 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
                 Ok(None) | Err(_) => {}
             }
         }
-        if ready[1] && !answer(&mut capture, &link)? {
+        if ready[1] && !answer(&mut capture, &mut spare, &link)? {
             break false;
         }
     };
@@ -65,8 +65,9 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
         if link.stop().is_ok() {
             let deadline = Instant::now() + FAREWELL;
             while Instant::now() < deadline
-                && (!wait(&[link.as_fd()], Some(deadline))?[0] || answer(&mut capture, &link)?)
-            {}
+                && (!wait(&[link.as_fd()], Some(deadline))?[0] || answer(&mut capture, &mut spare, &link)?)
+            {
+            }
         }
         let _ = kill(child, Signal::SIGKILL);
         let _ = waitpid(child, None);
@@ -79,8 +80,12 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     }
 }
 
+/// Where each target's `BIO_write` is that has no probe yet: a file and an offset in it. Each call of it costs the traced
+/// program time, which only those with SSL objects over memory are to pay.
+type Spare = Vec<(PathBuf, u64)>;
+
 /// Loads the programs and attaches them to all that is to be watched.
-fn start(args: &Args) -> Result<Capture, Error> {
+fn start(args: &Args) -> Result<(Capture, Spare), Error> {
     let (targets, unusable) = if args.library.is_empty() {
         discover::scan()?
     } else {
@@ -100,6 +105,8 @@ fn start(args: &Args) -> Result<Capture, Error> {
         Ok(SocketHook::Tracepoint) => log::info!("addresses hook=tracepoint"),
         Err(error) => log::warn!("connections will have no addresses: {}", chain(&error)),
     }
+    let mut spare = Spare::new();
+    let mut has_engines = false;
     let mut failed = None;
     let mut attached = 0;
     for target in &targets {
@@ -107,6 +114,9 @@ fn start(args: &Args) -> Result<Capture, Error> {
             Ok(()) => {
                 attached += 1;
                 log::info!("attached {target}");
+                let place = target.bio_write.as_ref().filter(|place| !spare.contains(place));
+                spare.extend(place.cloned());
+                has_engines |= target.has_engines();
             }
             // What a person named must work; of what a scan found, whatever works is welcome.
             Err(error) if !args.library.is_empty() => return Err(error.into()),
@@ -119,8 +129,23 @@ fn start(args: &Args) -> Result<Capture, Error> {
     match failed {
         Some(error) if attached == 0 => Err(error.into()),
         _ => {
+            if has_engines {
+                attach_spare(&mut capture, &mut spare);
+            }
             give_back_memory();
-            Ok(capture)
+            Ok((capture, spare))
+        }
+    }
+}
+
+/// Puts the probes on the spare functions.
+fn attach_spare(capture: &mut Capture, spare: &mut Spare) {
+    for (path, offset) in std::mem::take(spare) {
+        match capture.attach_bio_write(&path, offset) {
+            Ok(()) => {
+                log::info!("attached library={} functions={}", path.display(), Function::BioWrite.name())
+            }
+            Err(error) => log::warn!("TLS over memory will have no addresses: {}", chain(&error)),
         }
     }
 }
@@ -153,9 +178,10 @@ fn reload(capture: &mut Capture, link: &Link) {
 }
 
 /// Answers what the serving half asks; tells whether it is still there.
-fn answer(capture: &mut Capture, link: &Link) -> Result<bool, Error> {
+fn answer(capture: &mut Capture, spare: &mut Spare, link: &Link) -> Result<bool, Error> {
     loop {
         match link.try_receive() {
+            Ok(Some(Message::NoAddress)) => attach_spare(capture, spare),
             Ok(Some(Message::Who(program))) => {
                 let process = process::look_up(Path::new("/proc"), program.pid);
                 // By now the process id may stand for another.

@@ -35,6 +35,8 @@ pub struct Flow {
     connections: Recent<u64, Connection>,
     /// Who the connections' processes are.
     pub processes: Processes,
+    /// Whether there was a connection without an address.
+    pub lacks_address: bool,
 }
 
 /// What a record comes to.
@@ -96,7 +98,7 @@ impl Clock {
 
 impl Default for Flow {
     fn default() -> Self {
-        Self { connections: Recent::new(CONNECTIONS), processes: Processes::default() }
+        Self { connections: Recent::new(CONNECTIONS), processes: Processes::default(), lacks_address: false }
     }
 }
 
@@ -118,6 +120,7 @@ impl Flow {
             },
             _ => {
                 let event = event(connection, record, clock);
+                self.lacks_address |= header.endpoints.family == family::UNKNOWN;
                 let process = self.processes.get(program);
                 Outcome::Event(Box::new(Event {
                     app: process.app.clone(),

@@ -1,6 +1,6 @@
 //! How the two halves speak to each other: fixed-size records over a socketpair.
 //!
-//! All that the serving half ever says is which program it wants looked up. The end of either process is the
+//! All that the serving half ever says is which program it wants looked up, and that addresses are missing. The end of either process is the
 //! end of the link, which the other takes as its own.
 
 use std::{
@@ -46,6 +46,8 @@ pub enum Message {
     LogLevel(u32),
     /// Take leave of the clients, and end.
     Stop,
+    /// The serving half says that a connection's address is not known: its SSL object may be over memory.
+    NoAddress,
     /// The serving half asks which program a process is.
     Who(Program),
     /// The answer.
@@ -58,6 +60,7 @@ const STOP: u8 = 3;
 const LOG_LEVEL: u8 = 4;
 const WHO: u8 = 5;
 const PROCESS: u8 = 6;
+const NO_ADDRESS: u8 = 7;
 
 /// A record's fields besides its kind.
 #[derive(Default)]
@@ -123,6 +126,11 @@ impl Link {
     pub fn who(&self, program: Program) {
         let fields = Fields { number: program.pid, times: [program.life, 0], ..Fields::default() };
         let _ = self.send(WHO, fields, MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Says that a connection's address is not known; never waits, and tells whether it was said.
+    pub fn no_address(&self) -> bool {
+        self.send(NO_ADDRESS, Fields::default(), MsgFlags::MSG_DONTWAIT).is_ok()
     }
 
     /// Answers what `program` is; never waits.
@@ -198,6 +206,7 @@ impl Link {
             },
             STOP => Ok(Some(Message::Stop)),
             LOG_LEVEL => Ok(Some(Message::LogLevel(number))),
+            NO_ADDRESS => Ok(Some(Message::NoAddress)),
             WHO => Ok(Some(Message::Who(program))),
             PROCESS => {
                 let process = Process { app: text, start_ns };
@@ -253,6 +262,8 @@ mod tests {
     fn a_question_gets_its_answer() {
         let (attaching, serving) = Link::pair().unwrap();
         let program = Program { pid: 7, life: 1 << 50 };
+        assert!(serving.no_address());
+        assert!(matches!(attaching.receive(), Ok(Some(Message::NoAddress))));
         serving.who(program);
         assert!(matches!(attaching.receive(), Ok(Some(Message::Who(asked))) if asked == program));
         let process = Process { app: "/bin/x".into(), start_ns: 1 << 40 };

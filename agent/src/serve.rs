@@ -75,6 +75,7 @@ pub fn run(link: Link, listener: TcpListener, args: &Args) -> Result<(), Error> 
             tails,
             link: &link,
             flow: &flow,
+            told_no_address: false,
             server: &server,
             clock: Clock::now(),
             told: Losses::default(),
@@ -130,7 +131,7 @@ async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>) -> Result<()
                 flow.borrow_mut().processes.answer(program, process);
             }
             Ok(Some(Message::LogLevel(level))) => crate::log::set_level(level),
-            Ok(Some(Message::Ready { .. } | Message::Who(_))) => {}
+            Ok(Some(Message::Ready { .. } | Message::Who(_) | Message::NoAddress)) => {}
             Ok(Some(Message::Stop) | None) => return Ok(()),
             Err(link::Error::System(Errno::EAGAIN)) => {
                 ready.readable().await.map_err(Error::system("watch the other half"))?;
@@ -147,6 +148,8 @@ struct Drain<'a> {
     tails: Tails,
     link: &'a Link,
     flow: &'a RefCell<Flow>,
+    /// The other half knows that addresses are missing.
+    told_no_address: bool,
     server: &'a Server,
     clock: Clock,
     /// The losses that the log has told of.
@@ -197,7 +200,8 @@ impl Drain<'_> {
         self.clock.follow();
         let Some(item) = self.ring.next() else { return };
         take(&item, &mut self.flow.borrow_mut(), self.clock, self.server);
-        taken(self.flow, self.link, self.server);
+        drop(item);
+        self.taken();
         Timer::after(self.nap).await;
     }
 
@@ -211,12 +215,24 @@ impl Drain<'_> {
             drained += 1;
         }
         if drained > 0 {
-            taken(self.flow, self.link, self.server);
+            self.taken();
         }
         if Instant::now() >= self.next_tell {
             self.tell_losses();
         }
         drained == SLICE
+    }
+
+    /// Asks for what the records just taken raised questions about, and has clients sent what came of them.
+    fn taken(&mut self) {
+        let mut flow = self.flow.borrow_mut();
+        for program in flow.processes.questions() {
+            self.link.who(program);
+        }
+        if flow.lacks_address && !self.told_no_address {
+            self.told_no_address = self.link.no_address();
+        }
+        self.server.wake();
     }
 
     /// Says in the log what was lost, if that has changed.
@@ -258,12 +274,4 @@ fn take(record: &[u8], flow: &mut Flow, clock: Clock, server: &Server) {
         Ok(Outcome::Nothing) => {}
         Err(error) => log::error!("{error}"),
     }
-}
-
-/// Asks for what the records just taken raised questions about, and has clients sent what came of them.
-fn taken(flow: &RefCell<Flow>, link: &Link, server: &Server) {
-    for program in flow.borrow_mut().processes.questions() {
-        link.who(program);
-    }
-    server.wake();
 }

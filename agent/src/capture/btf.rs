@@ -5,6 +5,7 @@
 
 use std::{fs::File, io::Read, path::Path};
 
+use nix::unistd::{SysconfVar, sysconf};
 use plaintap_abi::{NO_OFFSET, SocketOffsets, TaskOffsets};
 
 /// Kernels' are 3 to 10 MiB.
@@ -64,7 +65,8 @@ pub fn offsets(path: &Path) -> Result<(SocketOffsets, TaskOffsets), Error> {
     let mut data = Vec::new();
     File::open(path)?.take(MAX_SIZE).read_to_end(&mut data)?;
     let btf = Btf::parse(&data)?;
-    Ok((btf.socket_offsets()?, btf.task_offsets()?))
+    // Without these, little is missed.
+    Ok((btf.socket_offsets()?, btf.task_offsets().unwrap_or_default()))
 }
 
 struct Btf<'a> {
@@ -79,6 +81,8 @@ struct Btf<'a> {
 struct Type<'a> {
     name: u32,
     info: u32,
+    /// In bytes, for a struct or union.
+    size: u32,
     /// What follows: members, for a struct or union.
     rest: &'a [u8],
 }
@@ -170,13 +174,32 @@ impl<'a> Btf<'a> {
         Ok(TaskOffsets {
             signal: offset("task_struct", "task_struct.signal", "signal")?,
             live: offset("signal_struct", "signal_struct.live", "live")?,
+            stack: offset("task_struct", "task_struct.stack", "stack")?,
+            argument: self.argument().ok_or(Error::Missing("struct pt_regs"))?,
         })
+    }
+
+    /// Where on a thread's kernel stack a system call's second argument stands: a struct pt_regs is at its end.
+    /// Source: linux, arch/x86/include/asm/{processor,page_64_types,thread_info}.h, arch/arm64/include/asm/{memory,processor}.h.
+    fn argument(&self) -> Option<u32> {
+        const STACK: u32 = 16 << 10;
+        let registers = self.find_struct("pt_regs")?;
+        let (stack, member) = if cfg!(target_arch = "aarch64") {
+            let page = sysconf(SysconfVar::PAGE_SIZE).ok()??;
+            (STACK.max(u32::try_from(page).ok()?), self.member(registers, "regs", MAX_DEPTH)? / 8 + 8)
+        } else {
+            // Kernels that know FRED leave room for what it may put there.
+            let padding = if self.find_struct("fred_frame").is_some() { 16 } else { 0 };
+            (STACK - padding, self.member(registers, "si", MAX_DEPTH)? / 8)
+        };
+        (stack + member).checked_sub(registers.size)
     }
 
     fn type_at(&self, start: usize) -> Option<Type<'a>> {
         Some(Type {
             name: u32_at(self.types, start)?,
             info: u32_at(self.types, start + 4)?,
+            size: u32_at(self.types, start + 8)?,
             rest: self.types.get(start + 12..)?,
         })
     }

@@ -154,17 +154,26 @@ impl Capture {
 
     /// Puts the probes on a library's functions.
     pub fn attach(&mut self, target: &Target) -> Result<(), Error> {
-        for (function, offset) in &target.functions {
-            let (entry, returns) = programs(*function);
-            // The return first: an entry without its return would leave a call in the thread's state.
-            for name in returns.into_iter().chain([entry]) {
-                let program: &mut UProbe = self.program(name)?;
-                let attached = program.attach(*offset, &target.path, UProbeScope::AllProcesses);
-                attached.map_err(|error| {
-                    let what = format!("probe {} in {}", function.name(), target.path.display());
-                    Error::from_aya(&what, error.into())
-                })?;
-            }
+        target
+            .functions
+            .iter()
+            .try_for_each(|(function, offset)| self.probe(*function, &target.path, *offset))
+    }
+
+    /// Puts the probe on the function at `offset` that tells where SSL objects over memory have their bytes sent.
+    pub fn attach_bio_write(&mut self, path: &Path, offset: u64) -> Result<(), Error> {
+        self.probe(Function::BioWrite, path, offset)
+    }
+
+    fn probe(&mut self, function: Function, path: &Path, offset: u64) -> Result<(), Error> {
+        let (entry, returns) = programs(function);
+        // The return first: an entry without its return would leave a call in the thread's state.
+        for name in returns.into_iter().chain([entry]) {
+            let program: &mut UProbe = self.program(name)?;
+            program.attach(offset, path, UProbeScope::AllProcesses).map_err(|error| {
+                let what = format!("probe {} in {}", function.name(), path.display());
+                Error::from_aya(&what, error.into())
+            })?;
         }
         Ok(())
     }
@@ -197,7 +206,8 @@ impl Capture {
             // The tracepoints show sockets of every kind, which only their protocol can tell apart.
             return Err(no_kprobes);
         }
-        self.attach_tracepoints("socket_length", &["sock_send_length", "sock_recv_length"])?;
+        self.attach_tracepoints("socket_sent", &["sock_send_length"])?;
+        self.attach_tracepoints("socket_received", &["sock_recv_length"])?;
         Ok(SocketHook::Tracepoint)
     }
 
@@ -247,10 +257,12 @@ impl Capture {
         let failed = |function, error: ProgramError| {
             Error::from_aya(&format!("put a kprobe on {function}"), error.into())
         };
-        let program: &mut KProbe = self.program("socket_call")?;
+        let program: &mut KProbe = self.program("socket_send")?;
         let sending = program.attach("tcp_sendmsg", 0).map_err(|error| failed("tcp_sendmsg", error))?;
+        let program: &mut KProbe = self.program("socket_receive")?;
         if let Err(error) = program.attach("tcp_recvmsg", 0) {
             // Half of it would be worse than the other way.
+            let program: &mut KProbe = self.program("socket_send")?;
             let _ = program.detach(sending);
             return Err(failed("tcp_recvmsg", error));
         }
@@ -305,6 +317,7 @@ fn programs(function: Function) -> (&'static str, Option<&'static str>) {
         Function::Ctrl => ("ssl_ctrl", None),
         Function::ResetEarlyDataReject => ("ssl_early_data_reset", None),
         Function::GetEarlyDataStatus => ("ssl_call", Some("ssl_early_data_status_return")),
+        Function::BioWrite => ("bio_write", None),
     }
 }
 

@@ -7,8 +7,8 @@ use std::fs::File;
 
 use object::{
     LittleEndian, ReadCache,
-    elf::{EM_AARCH64, EM_X86_64, FileHeader64, PF_X, PT_LOAD, STT_FUNC},
-    read::elf::{FileHeader, ProgramHeader, Sym},
+    elf::{DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, PF_X, PT_LOAD, STT_FUNC},
+    read::elf::{Dyn, FileHeader, ProgramHeader, Sym},
 };
 
 use super::Function;
@@ -19,7 +19,7 @@ const MACHINE: u16 = EM_X86_64;
 const MACHINE: u16 = EM_AARCH64;
 
 /// The functions that `file` exports, with their file offsets; an error says what the file is instead of a library.
-pub fn functions(file: File) -> Result<Vec<(Function, u64)>, &'static str> {
+pub fn functions(file: &File) -> Result<Vec<(Function, u64)>, &'static str> {
     const BROKEN: &str = "its ELF structure is broken";
     let data = &ReadCache::new(file);
     let header = FileHeader64::<LittleEndian>::parse(data).map_err(|_| "it is not a 64-bit ELF file")?;
@@ -49,6 +49,20 @@ pub fn functions(file: File) -> Result<Vec<(Function, u64)>, &'static str> {
     }
     found.sort_by_key(|(function, _)| *function);
     Ok(found)
+}
+
+/// The name of the libcrypto that `file` says it needs.
+pub fn libcrypto(file: &File) -> Option<String> {
+    let data = &ReadCache::new(file);
+    let header = FileHeader64::<LittleEndian>::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let sections = header.sections(endian, data).ok()?;
+    let (entries, strings) = sections.dynamic(endian, data).ok()??;
+    let strings = sections.strings(endian, data, strings).ok()?;
+    let needed = entries.iter().filter(|entry| entry.d_tag(endian) == DT_NEEDED);
+    let names = needed.filter_map(|entry| str::from_utf8(entry.string(endian, strings).ok()?).ok());
+    // A name and not a path.
+    names.filter(|name| !name.contains('/')).find(|name| name.starts_with("libcrypto")).map(str::to_owned)
 }
 
 /// The file offset of the code at `address`, through the executable segment that holds it.
@@ -82,7 +96,7 @@ mod tests {
     fn functions_of(bytes: &[u8]) -> Result<Vec<(Function, u64)>, &'static str> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        functions(file)
+        functions(&file)
     }
 
     #[test]

@@ -41,11 +41,13 @@ pub enum Function {
     ResetEarlyDataReject,
     /// `int SSL_get_early_data_status(const SSL *s)`; OpenSSL's.
     GetEarlyDataStatus,
+    /// `int BIO_write(BIO *bio, const void *data, int len)`, which SSL objects write encrypted bytes with. In libcrypto.
+    BioWrite,
 }
 
 impl Function {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Read,
         Self::Write,
         Self::ReadEx,
@@ -57,6 +59,7 @@ impl Function {
         Self::Ctrl,
         Self::ResetEarlyDataReject,
         Self::GetEarlyDataStatus,
+        Self::BioWrite,
     ];
 
     /// Its symbol.
@@ -73,6 +76,7 @@ impl Function {
             Self::Ctrl => "SSL_ctrl",
             Self::ResetEarlyDataReject => "SSL_reset_early_data_reject",
             Self::GetEarlyDataStatus => "SSL_get_early_data_status",
+            Self::BioWrite => "BIO_write",
         }
     }
 
@@ -89,6 +93,15 @@ pub struct Target {
     pub path: PathBuf,
     /// What to probe, each at its offset in the file in bytes; at least one of them carries plaintext.
     pub functions: Vec<(Function, u64)>,
+    /// The file and the offset in it of its `BIO_write`, which only SSL objects over memory need.
+    pub bio_write: Option<(PathBuf, u64)>,
+}
+
+impl Target {
+    /// Whether its SSL objects are over memory as a rule: Conscrypt's are, since Android 10.
+    pub fn has_engines(&self) -> bool {
+        self.path.iter().any(|part| part.as_encoded_bytes().starts_with(b"com.android.conscrypt"))
+    }
 }
 
 impl fmt::Display for Target {
@@ -170,9 +183,25 @@ fn examine(path: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<Option<Target>
     if !seen.insert((metadata.dev(), metadata.ino())) {
         return Ok(None);
     }
-    let functions = elf::functions(file).map_err(|why| Error::Foreign { path: path.into(), why })?;
+    let foreign = |why| Error::Foreign { path: path.into(), why };
+    let mut functions = elf::functions(&file).map_err(foreign)?;
     if !functions.iter().any(|(function, _)| function.carries()) {
         return Err(Error::NoFunctions { path: path.into() });
     }
-    Ok(Some(Target { path: path.into(), functions }))
+    let own = bio_write(&functions).map(|offset| (path.into(), offset));
+    functions.retain(|(function, _)| *function != Function::BioWrite);
+    Ok(Some(Target { path: path.into(), functions, bio_write: own.or_else(|| beside(path, &file)) }))
+}
+
+fn bio_write(functions: &[(Function, u64)]) -> Option<u64> {
+    functions.iter().find(|(function, _)| *function == Function::BioWrite).map(|(_, offset)| *offset)
+}
+
+/// `BIO_write` in the libcrypto that `file` at `path` asks for, if it stands in the same folder, as it does on Android and
+/// Linux.
+fn beside(path: &Path, file: &File) -> Option<(PathBuf, u64)> {
+    let libcrypto = path.canonicalize().ok()?.with_file_name(elf::libcrypto(file)?);
+    let opened = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&libcrypto).ok()?;
+    let offset = bio_write(&elf::functions(&opened).ok()?)?;
+    Some((libcrypto, offset))
 }

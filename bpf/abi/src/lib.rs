@@ -156,7 +156,7 @@ const _: () = {
     assert!(size_of::<Header>() == 144);
     assert!(size_of::<Record<256>>() == 144 + 256);
     assert!(size_of::<SocketOffsets>() == 32);
-    assert!(size_of::<TaskOffsets>() == 8);
+    assert!(size_of::<TaskOffsets>() == 16);
     assert!(size_of::<Settings>() == 16 + 12 * MAX_UID_RANGES);
     assert!(size_of::<Tail>() == 16);
 };
@@ -309,9 +309,10 @@ pub struct SocketOffsets {
     pub protocol: u32,
 }
 
-/// Where the kernel keeps how many threads of a process live: byte offsets.
+/// Where the kernel keeps how many threads of a process live, and the arguments of system calls: byte offsets.
 ///
-/// `signal` 0: nothing is known, and a process is taken to end with its first thread.
+/// `signal` 0: nothing is known, and a process is taken to end with its first thread. `argument` 0: SSL objects over memory
+/// have no addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct TaskOffsets {
@@ -319,6 +320,10 @@ pub struct TaskOffsets {
     pub signal: u32,
     /// `live` in `struct signal_struct`, an i32.
     pub live: u32,
+    /// `stack` in `struct task_struct`, a pointer.
+    pub stack: u32,
+    /// A system call's second argument, a u64, on that stack.
+    pub argument: u32,
 }
 
 /// What stands for an unknown offset.

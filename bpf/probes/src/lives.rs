@@ -6,15 +6,10 @@ use aya_ebpf::{
     programs::{ProbeContext, RawTracePointContext},
 };
 
-use plaintap_abi::TaskOffsets;
-
 use crate::{
-    memory::kernel_value,
+    memory::{kernel_value, task_offsets},
     state::{end_connection, end_process, end_thread, has_carried},
 };
-
-#[unsafe(no_mangle)]
-static TASK_OFFSETS: TaskOffsets = TaskOffsets { signal: 0, live: 0 };
 
 /// `void SSL_free(SSL *ssl)`
 #[uprobe]
@@ -59,8 +54,7 @@ pub fn program_exec(_ctx: RawTracePointContext) -> i32 {
 /// Source: linux, kernel/exit.c, do_exit.
 #[inline(always)]
 fn is_last(task: u64) -> bool {
-    // SAFETY: a static of this program. Volatile, because the loader writes the value that counts.
-    let offsets = unsafe { core::ptr::read_volatile(&raw const TASK_OFFSETS) };
+    let offsets = task_offsets();
     if offsets.signal == 0 {
         let id = bpf_get_current_pid_tgid();
         return (id >> 32) as u32 == id as u32;

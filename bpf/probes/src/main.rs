@@ -9,6 +9,7 @@
 #![feature(asm_experimental_arch)]
 
 mod calls;
+mod engines;
 mod filter;
 mod lives;
 mod memory;

@@ -3,6 +3,17 @@
 use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
+use plaintap_abi::TaskOffsets;
+
+#[unsafe(no_mangle)]
+static TASK_OFFSETS: TaskOffsets = TaskOffsets { signal: 0, live: 0, stack: 0, argument: 0 };
+
+/// The layout of this kernel's tasks, as far as the agent knows it.
+#[inline(always)]
+pub fn task_offsets() -> TaskOffsets {
+    // SAFETY: a static of this program. Volatile, because the loader writes the value that counts.
+    unsafe { core::ptr::read_volatile(&raw const TASK_OFFSETS) }
+}
 
 /// `value`, or `N` where it is larger: a bound that the verifier must see, in a form that LLVM can't reason away.
 #[inline(always)]

@@ -1,8 +1,7 @@
 //! Which TCP connection an SSL object speaks over.
 //!
 //! An SSL object uses a socket itself: a thread that is inside one of the TLS library's calls sends or receives, and that is
-//! the socket. Of objects that work over memory (Conscrypt's engine) nothing is said: order and length of the socket calls
-//! beside the TLS calls have shown to be no proof.
+//! the socket. Of objects that work over memory, `engines` tells what they wrote when a socket sends it.
 //!
 //! One body, two ways to attach: kprobes on tcp_sendmsg and tcp_recvmsg, or the raw tracepoints sock_send_length and
 //! sock_recv_length (since 6.3). Either way the socket is argument 0.
@@ -16,6 +15,7 @@ use aya_ebpf::{
 use plaintap_abi::{Endpoints, NO_OFFSET, SocketOffsets, family, opener};
 
 use crate::{
+    engines,
     memory::kernel_value,
     state::{self, Failure, connection_or_new, note},
 };
@@ -50,19 +50,35 @@ static OPENERS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static LISTENERS: HashMap<u16, u8> = HashMap::with_max_entries(4096, 0);
 
-/// On tcp_sendmsg and tcp_recvmsg.
+/// On tcp_sendmsg.
 #[kprobe]
-pub fn socket_call(ctx: ProbeContext) -> u32 {
+pub fn socket_send(ctx: ProbeContext) -> u32 {
     if let Some(socket) = ctx.arg(0) {
-        used(socket);
+        used(socket, true);
     }
     0
 }
 
-/// On sock_send_length and sock_recv_length.
+/// On tcp_recvmsg.
+#[kprobe]
+pub fn socket_receive(ctx: ProbeContext) -> u32 {
+    if let Some(socket) = ctx.arg(0) {
+        used(socket, false);
+    }
+    0
+}
+
+/// On sock_send_length.
 #[raw_tracepoint]
-pub fn socket_length(ctx: RawTracePointContext) -> i32 {
-    used(ctx.arg(0));
+pub fn socket_sent(ctx: RawTracePointContext) -> i32 {
+    used(ctx.arg(0), true);
+    0
+}
+
+/// On sock_recv_length.
+#[raw_tracepoint]
+pub fn socket_received(ctx: RawTracePointContext) -> i32 {
+    used(ctx.arg(0), false);
     0
 }
 
@@ -96,21 +112,30 @@ fn offsets() -> Option<SocketOffsets> {
 
 /// The current thread sends on `socket`, or receives.
 #[inline(always)]
-fn used(socket: u64) {
-    if let Err(failure) = try_used(socket) {
+fn used(socket: u64, sends: bool) {
+    if let Err(failure) = try_used(socket, sends) {
         note(failure);
     }
 }
 
 #[inline(always)]
-fn try_used(socket: u64) -> Result<(), Failure> {
-    // Nearly every call ends here: the thread is inside no TLS call.
-    let call = state::thread().and_then(|thread| thread.current()).ok_or(Failure::NotOurs)?;
+fn try_used(socket: u64, sends: bool) -> Result<(), Failure> {
+    let caller = state::thread().and_then(|thread| thread.current()).map(|call| call.ssl);
+    // Nearly every call ends here: the thread is inside no TLS call, and the process has no TLS connections.
+    let ssl = match caller {
+        Some(ssl) => ssl,
+        None if sends => engines::writer().ok_or(Failure::NotOurs)?,
+        None => return Err(Failure::NotOurs),
+    };
     let offsets = offsets().ok_or(Failure::NotOurs)?;
     if !is_tcp(socket, &offsets) {
         return Err(Failure::NotOurs);
     }
-    let connection = connection_or_new(call.ssl)?;
+    let connection = connection_or_new(ssl)?;
+    // What an SSL object wrote may pass through several sockets, as through a proxy's: the first is its own.
+    if caller.is_none() && connection.socket != 0 {
+        return Ok(());
+    }
     let known = &connection.endpoints;
     // The ports too: a socket's memory is used again.
     if connection.socket == socket && ports(socket, &offsets)? == (known.local_port, known.remote_port) {

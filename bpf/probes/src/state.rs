@@ -31,7 +31,7 @@ static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::with_max_entries(8192, 0);
 
-/// Processes that have connections: a process id's value says nothing.
+/// Processes that have connections; the values say nothing.
 #[map]
 static PROCESSES: LruHashMap<u32, u8> = LruHashMap::with_max_entries(8192, 0);
 
@@ -235,6 +235,12 @@ fn new_connection(ssl: u64, pid: u32) {
     let _ = PROCESSES.insert(pid, 0, 0);
     // Another thread may have been faster: then its entry is the one.
     let _ = CONNECTIONS.insert(ConnectionKey { ssl, pid: pid.into() }, &new, BPF_NOEXIST.into());
+}
+
+/// Whether process `pid` has SSL objects that are captured.
+#[inline(always)]
+pub fn has_connections(pid: u32) -> bool {
+    PROCESSES.get_ptr(pid).is_some()
 }
 
 /// Whether bytes went through an SSL object of the current process.

@@ -7,6 +7,7 @@ mod admission;
 mod calls;
 mod clients;
 mod connections;
+mod engines;
 mod filters;
 mod http;
 mod lifecycle;
