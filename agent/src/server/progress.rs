@@ -59,13 +59,13 @@ impl<'a> Counted<'a> {
         Self { socket, written }
     }
 
-    /// Waits until the client has accepted nothing for `patience` though there was something. Found out after one and a half
-    /// times as long at the latest.
+    /// Waits until the client has accepted nothing for `patience` though there was something. Found out after a third more
+    /// than that at the latest.
     pub async fn stuck(self, patience: Duration) {
         let mut last = self.accepted();
         let mut since = Instant::now();
         loop {
-            Timer::after(patience / 2).await;
+            Timer::after(patience / 3).await;
             let now = self.accepted();
             if now != last || self.waiting() == 0 {
                 last = now;
