@@ -168,8 +168,9 @@ impl Opening {
         let Some(cursor) = known else {
             // Nothing of this run is known there, so all of it is news.
             let cursor = stream.oldest();
+            let why = if run == stream.run_id() { "it has not come so far" } else { "this is another run" };
             let text = format!(
-                "resuming is not possible: this is another run, run_id={}; starting with seq={}",
+                "resuming after={seq} is not possible: {why} run_id={} first={}",
                 stream.run_id(),
                 cursor.seq()
             );

@@ -133,12 +133,14 @@ fn another_run_starts_anew_and_says_so() -> Result<()> {
     reference.ping(b"all")?;
     let run = reference.run_id().context("no run id")?.to_owned();
     let future = reference.messages.iter().map(|message| message.entry.seq).max().context("nothing")? + 1000;
-    // A message that did not come yet is of no run that we know either.
-    for url in [after(&agent, 5, "0123456789abcdef"), after(&agent, future, &run)] {
+    for (url, why) in [
+        (after(&agent, 5, "0123456789abcdef"), "this is another run"),
+        (after(&agent, future, &run), "it has not come so far"),
+    ] {
         let mut client = Client::connect(&url)?;
         client.ping(b"all")?;
         let notice = client.messages[0].log().context("no notice first")?;
-        ensure!(notice.contains("another run") && notice.contains(&format!("run_id={run}")), "{notice}");
+        ensure!(notice.contains(why) && notice.contains(&format!("run_id={run}")), "{notice}");
         assert_eq!(start(&client)?, (0, 0));
         // What came of this run's own starting is in the journal, so all of it.
         let (all, got) = (journal(&reference), journal(&client));
