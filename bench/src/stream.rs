@@ -27,10 +27,9 @@ use crate::{
 };
 
 const CROWDS: [usize; 3] = [1, 8, 64];
-const SIZES: [u32; 2] = [64, 4 << 10];
-/// How long the load writes as fast as it can, for a crowd of one, in milliseconds: less than the ring and the journal hold
-/// whatever the size.
-const BURST: u64 = 400;
+/// Bytes of a write, and how long the load makes as many as it can, for a crowd of one, in milliseconds: less than the ring and
+/// the journal hold.
+const BURSTS: [(u32, u64); 2] = [(64, 300), (4 << 10, 40)];
 /// Events a second whose latency is measured, and their size.
 const RATE: u64 = 200;
 const LATENCY_SIZE: u32 = 1 << 10;
@@ -105,9 +104,9 @@ pub fn run(paths: &Paths, library: &str, milliseconds: u64) -> Result<()> {
          µs an event and client | lost |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
-    for size in SIZES {
+    for (size, milliseconds) in BURSTS {
         for clients in CROWDS {
-            most(paths, library, size, clients)?;
+            most(paths, library, size, milliseconds / (1 + clients as u64 / 16), clients)?;
         }
     }
     println!("\n### How late, at {RATE} events of {} a second\n", bytes(LATENCY_SIZE));
@@ -121,7 +120,7 @@ pub fn run(paths: &Paths, library: &str, milliseconds: u64) -> Result<()> {
     Ok(())
 }
 
-fn most(paths: &Paths, library: &str, size: u32, clients: usize) -> Result<()> {
+fn most(paths: &Paths, library: &str, size: u32, milliseconds: u64, clients: usize) -> Result<()> {
     let mut load = Load::start(paths, library, "memory")?;
     let flags = ["--journal-size", "1024M", "--ring-size", "64M"];
     let agent = Agent::without_client(&paths.agent, load.pid(), library, &flags)?;
@@ -130,7 +129,6 @@ fn most(paths: &Paths, library: &str, size: u32, clients: usize) -> Result<()> {
     let counters = (1..clients).map(|_| Counter::connect(&agent)).collect::<Result<Vec<_>>>()?;
     let (cpu, start) = (cpu_ns(serving)?, Instant::now());
     // Its own thread: what is captured is to be read meanwhile.
-    let milliseconds = BURST / (1 + clients as u64 / 8);
     let loading = thread::spawn(move || load.rate(size, 0, milliseconds).map(|[calls, _]| (load, calls)));
     let (mut events, mut came, mut lost, mut end, mut all) = (0u64, 0u64, 0u64, 0u64, None);
     let mut loading = Some(loading);

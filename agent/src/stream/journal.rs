@@ -299,4 +299,54 @@ mod tests {
         // They are 1, 4 and 7.
         assert_eq!((lines(1, 9), lines(1, 7), lines(2, 7), lines(5, 2), lines(9, 100)), (3, 2, 1, 0, 0));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn each_message_is_read_left_out_or_counted_as_missed(
+            steps in proptest::collection::vec((0usize..300, 0u32..3, 0u8..4), 1..200),
+            limit in 0usize..4000,
+        ) {
+            let mut journal = Journal::new(limit);
+            let mut cursors = [journal.end(); 2];
+            // Messages and bytes that each cursor came past.
+            let mut passed = [(0, 0); 2];
+            let (mut appended, mut bytes) = (0, 0);
+            for (length, pid, reads) in steps {
+                let subject = (pid > 0).then(|| Rc::new(Subject { pid, ..Subject::default() }));
+                journal.append(vec![0; length].into(), subject);
+                (appended, bytes) = (appended + 1, bytes + length as u64);
+                for (cursor, passed) in cursors.iter_mut().zip(&mut passed) {
+                    for _ in 0..reads {
+                        let before = *cursor;
+                        let wanted = |subject: Option<&Subject>| subject.is_some_and(|subject| subject.pid == 1);
+                        match journal.read(cursor, wanted) {
+                            None => proptest::prop_assert_eq!(*cursor, journal.end()),
+                            Some(Item::Missed { messages, bytes }) => {
+                                *passed = (passed.0 + messages, passed.1 + bytes);
+                            }
+                            Some(Item::Message(_) | Item::LeftOut) => {
+                                let length = cursor.position - before.position;
+                                *passed = (passed.0 + 1, passed.1 + length);
+                            }
+                        }
+                    }
+                }
+                let seq = cursors[1].seq();
+                if let Some(again) = journal.at(seq).filter(|again| again.seq() == seq) {
+                    proptest::prop_assert_eq!(again, cursors[1]);
+                }
+            }
+            for (mut cursor, (mut messages, mut counted)) in cursors.into_iter().zip(passed) {
+                while let Some(item) = journal.read(&mut cursor, |_| true) {
+                    let (more, length) = match item {
+                        Item::Missed { messages, bytes } => (messages, bytes),
+                        Item::Message(message) => (1, message.len() as u64),
+                        Item::LeftOut => unreachable!("all are wanted"),
+                    };
+                    (messages, counted) = (messages + more, counted + length);
+                }
+                proptest::prop_assert_eq!((messages, counted), (appended, bytes));
+            }
+        }
+    }
 }

@@ -71,12 +71,7 @@ fn whatever_the_rules_allow_is_taken_and_dropped() -> Result<()> {
         let mut client = sent(&agent, &bytes)?;
         client.ping(b"still there?").with_context(|| name.to_owned())?;
     }
-    Ok(())
-}
-
-#[test]
-fn a_frame_that_comes_byte_by_byte_is_a_frame() -> Result<()> {
-    let agent = Agent::start(&["--library", BORINGSSL])?;
+    // Byte by byte too.
     let mut client = Client::connect(&agent.url)?;
     let mut stream = client.tcp().try_clone()?;
     stream.set_nodelay(true)?;
@@ -118,7 +113,7 @@ fn whoever_breaks_the_rules_is_told_which_kind_of_rule() -> Result<()> {
 }
 
 #[test]
-fn a_close_is_answered_with_its_code_and_the_connection_ends() -> Result<()> {
+fn a_close_is_answered_with_its_code_and_whoever_ends_its_side_is_gone() -> Result<()> {
     let agent = Agent::start(&["--library", BORINGSSL])?;
     for (payload, answer) in [
         (&b""[..], None),
@@ -135,12 +130,7 @@ fn a_close_is_answered_with_its_code_and_the_connection_ends() -> Result<()> {
         assert_eq!(closed.map(|frame| u16::from(frame.code)), answer, "{payload:?}");
         wait_for_end(client.tcp().try_clone()?)?;
     }
-    Ok(())
-}
-
-#[test]
-fn a_client_that_ends_its_side_only_is_gone() -> Result<()> {
-    let agent = Agent::start(&["--library", BORINGSSL])?;
+    // Half-closed, with or without a word.
     for bytes in [&b""[..], &frame(FINAL | CLOSE, b"\x03\xe8"), &frame(TEXT, b"half a message"), b"\x81"] {
         let client = sent(&agent, bytes)?;
         let stream = client.tcp().try_clone()?;
