@@ -2,9 +2,11 @@
 # Measures what plaintapd costs, as root, and prints Markdown: docs/performance.md holds such a run and says what it means.
 #
 #   bash ci/bench.sh capture    per SSL_write and SSL_read, beside no probe and an empty one; then where the ring overflows
+#   bash ci/bench.sh stream     what 1, 8 and 64 clients get at most, how late, and what that costs the agent
 #   bash ci/bench.sh idle       memory and wakeups of plaintapd when nothing happens
 #
-# ROUNDS (7) is how often each case has its turn; PLAINTAP_BIN_DIR names the folder of a built plaintapd.
+# ROUNDS (7) is how often each case has its turn; MILLISECONDS (5000) how long a stream's latency and rest are measured;
+# PLAINTAP_BIN_DIR names the folder of a built plaintapd.
 set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -13,7 +15,7 @@ usage() {
   sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2
 }
-[[ $# == 1 && ($1 == capture || $1 == idle) ]] || usage
+[[ $# == 1 && ($1 == capture || $1 == stream || $1 == idle) ]] || usage
 ((EUID == 0)) || die "plaintapd loads eBPF programs: run this as root" 3
 
 libraries=/usr/lib/x86_64-linux-gnu
@@ -51,11 +53,24 @@ library() {
 
 bench() { "$target/release/plaintap-bench" "$1" "$work/plaintapd" "$work/tls-load" "$work" "${@:2}"; }
 
-capture() {
+# The load and its certificate.
+prepare() {
   cargo build --quiet --release --locked -p plaintap-bench
   "${CC:-cc}" -O2 -Wall -Wextra -o "$work/tls-load" bench/load.c -ldl -lpthread
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$work/key.pem" -out "$work/cert.pem" \
     -days 2 -subj /CN=localhost 2>/dev/null
+}
+
+stream() {
+  prepare
+  local boringssl
+  boringssl=$(library android/libssl.so.0)
+  about
+  bench stream "$boringssl" "${MILLISECONDS:-5000}"
+}
+
+capture() {
+  prepare
   local boringssl openssl
   boringssl=$(library android/libssl.so.0)
   openssl=$(library libssl.so.3)

@@ -70,6 +70,10 @@ pub struct Args {
     /// memory for events on their way to clients, as 8M or 512K (default: 8M)
     #[argh(option, default = "Size(8 << 20)", arg_name = "size")]
     pub journal_size: Size,
+    /// what happens to a client that the journal has left behind: drop (it goes on with the oldest event left, and is told
+    /// what it missed) or disconnect (default: drop)
+    #[argh(option, default = "SlowClient::Drop", arg_name = "what")]
+    pub slow_client: SlowClient,
     /// the kernel's buffer of events, a power of two, as 4M or 256K (default: 4M)
     #[argh(option, default = "RingSize(4 << 20)", arg_name = "size")]
     pub ring_size: RingSize,
@@ -115,7 +119,8 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
 }
 
 /// Flags that are given once: the command line's stands before the file's.
-const ONCE: [&str; 5] = ["--ecaptureq", "--snaplen", "--journal-size", "--ring-size", "--log-level"];
+const ONCE: [&str; 6] =
+    ["--ecaptureq", "--snaplen", "--journal-size", "--slow-client", "--ring-size", "--log-level"];
 
 /// Takes out flags that have values, with their values.
 fn drop_flags(args: &mut Vec<String>, flags: &[String]) {
@@ -305,6 +310,27 @@ impl FromStr for Size {
             .filter(|bytes| (64 << 10..=most).contains(bytes))
             .map(Self)
             .ok_or_else(|| format!("{text:?} is no size from 64K to 1024M"))
+    }
+}
+
+/// What happens to a client that the journal has left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowClient {
+    /// What it missed is dropped, and it is told how much.
+    Drop,
+    /// Its connection is closed.
+    Disconnect,
+}
+
+impl FromStr for SlowClient {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "drop" => Ok(Self::Drop),
+            "disconnect" => Ok(Self::Disconnect),
+            _ => Err(format!("{text:?} is neither drop nor disconnect")),
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 //! Owns what is remembered of each connection between its records. Bounded: connections that were quiet longest are
 //! forgotten.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    rc::Rc,
+};
 
 use bytes::Bytes;
 use nix::time::{ClockId, clock_gettime};
@@ -15,6 +18,7 @@ use crate::{
     classify::Classifier,
     process::{Processes, Program},
     recent::Recent,
+    stream::Subject,
 };
 
 /// Connections remembered for certain: as many as the kernel side's own map holds.
@@ -27,6 +31,8 @@ struct Connection {
     /// Where the next payload should start, read and written: in bytes, those aside that the snap length kept out.
     next: [u64; 2],
     server_name: String,
+    /// What clients choose it by, since its first event.
+    subject: Option<Rc<Subject>>,
 }
 
 /// Makes events of records.
@@ -42,8 +48,8 @@ pub struct Flow {
 /// What a record comes to.
 #[derive(Debug, PartialEq)]
 pub enum Outcome {
-    /// Something for clients.
-    Event(Box<Event>),
+    /// Something for clients, and what they may choose it by.
+    Event(Box<Event>, Rc<Subject>),
     /// Early data of this many bytes was rejected by this connection's peer.
     EarlyDataRejected {
         /// The connection.
@@ -121,12 +127,17 @@ impl Flow {
             _ => {
                 let event = event(connection, record, clock);
                 self.lacks_address |= header.endpoints.family == family::UNKNOWN;
+                let subject = connection.subject.get_or_insert_with(|| {
+                    Rc::new(Subject {
+                        pid: header.pid,
+                        uid: header.uid,
+                        comm: event.pname.as_str().into(),
+                        host: event.server_name.as_str().into(),
+                    })
+                });
                 let process = self.processes.get(program);
-                Outcome::Event(Box::new(Event {
-                    app: process.app.clone(),
-                    process_start: process.start_ns,
-                    ..event
-                }))
+                let event = Event { app: process.app.clone(), process_start: process.start_ns, ..event };
+                Outcome::Event(Box::new(event), Rc::clone(subject))
             }
         }
     }
@@ -251,7 +262,7 @@ mod tests {
 
     fn event(flow: &mut Flow, header: Header) -> Event {
         match flow.take(&Record { header, payload: b"abc" }, CLOCK) {
-            Outcome::Event(event) => *event,
+            Outcome::Event(event, _) => *event,
             outcome => panic!("{outcome:?}"),
         }
     }
@@ -339,6 +350,20 @@ mod tests {
         assert_eq!(flow.take(&name, CLOCK), Outcome::Nothing);
         assert_eq!(event(&mut flow, header(0)).server_name, "example.org");
         assert_eq!(event(&mut flow, Header { connection_id: 10, ..header(0) }).server_name, "");
+    }
+
+    #[test]
+    fn what_a_connection_is_chosen_by_stays_as_its_first_event_had_it() {
+        let mut flow = Flow::default();
+        let mut subject = |header| match flow.take(&Record { header, payload: b"abc" }, CLOCK) {
+            Outcome::Event(_, subject) => subject,
+            outcome => panic!("{outcome:?}"),
+        };
+        let first = subject(header(0));
+        assert_eq!((first.pid, first.uid, &*first.comm, &*first.host), (7, 0, "curl", ""));
+        let comm = crate::capture::filters::comm("other");
+        assert!(Rc::ptr_eq(&first, &subject(Header { comm, uid: 5, ..header(3) })));
+        assert_eq!(&*subject(Header { comm, uid: 5, connection_id: 10, ..header(0) }).comm, "other");
     }
 
     #[test]

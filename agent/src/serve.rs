@@ -60,7 +60,7 @@ pub fn run(link: Link, listener: TcpListener, args: &Args) -> Result<(), Error> 
             let _ = lines.try_send(line.to_owned());
         }),
     );
-    let server = Server::new(stream, counters);
+    let server = Server::new(stream, counters, args.slow_client);
     let executor = Rc::new(LocalExecutor::new());
     let main = async {
         let address = listener.local_addr().map_err(Error::system("listen"))?;
@@ -265,7 +265,7 @@ impl Drain<'_> {
 /// Makes of a record what the stream holds.
 fn take(record: &[u8], flow: &mut Flow, clock: Clock, server: &Server) {
     match Record::parse(record).map(|record| flow.take(&record, clock)) {
-        Ok(Outcome::Event(event)) => server.stream.borrow_mut().event(*event),
+        Ok(Outcome::Event(event, subject)) => server.stream.borrow_mut().event(*event, subject),
         Ok(Outcome::EarlyDataRejected { connection_id, bytes }) => {
             log::warn!(
                 "early data was rejected, and may be sent again: connection_id={connection_id} bytes={bytes}"

@@ -1,4 +1,4 @@
-//! A plaintapd that watches the load, with one client that reads all and discards it.
+//! A plaintapd that watches the load, and its clients: one that reads all and discards it, or others.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -22,9 +22,23 @@ pub struct Agent {
 impl Agent {
     /// Starts `plaintapd` for the process `pid` and waits until it listens; then connects the client.
     pub fn start(plaintapd: &Path, pid: u32, library: &str) -> Result<Self> {
+        let mut agent = Self::without_client(plaintapd, pid, library, &[])?;
+        let mut stream = agent.connect("/")?;
+        let client = stream.try_clone()?;
+        let reader = thread::spawn(move || {
+            let mut sink = vec![0; 256 << 10];
+            while stream.read(&mut sink).is_ok_and(|count| count > 0) {}
+        });
+        agent.client = Some((client, reader));
+        Ok(agent)
+    }
+
+    /// Starts `plaintapd` for the process `pid`, with more flags, and waits until it listens.
+    pub fn without_client(plaintapd: &Path, pid: u32, library: &str, flags: &[&str]) -> Result<Self> {
         let child = Command::new(plaintapd)
             .args(["--ecaptureq", "ws://127.0.0.1:0/", "--log-level", "info"])
             .args(["--library", library, "--pid", &pid.to_string()])
+            .args(flags)
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {}", plaintapd.display()))?;
@@ -40,19 +54,24 @@ impl Agent {
         }
         // Its log must go somewhere.
         thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        let mut stream = connect(agent.port)?;
-        let client = stream.try_clone()?;
-        let reader = thread::spawn(move || {
-            let mut sink = vec![0; 256 << 10];
-            while stream.read(&mut sink).is_ok_and(|count| count > 0) {}
-        });
-        agent.client = Some((client, reader));
         Ok(agent)
+    }
+
+    /// Connects one client more.
+    pub fn connect(&self, target: &str) -> Result<TcpStream> {
+        connect(self.port, target)
+    }
+
+    /// The process that serves the clients.
+    pub fn serving(&self) -> Result<u32> {
+        let pid = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        children.trim().parse().context("plaintapd has not exactly one child")
     }
 
     /// The run's totals so far: a new client is greeted with them.
     pub fn totals(&self) -> Result<Heartbeat> {
-        let mut stream = BufReader::new(connect(self.port)?);
+        let mut stream = BufReader::new(self.connect("/")?);
         loop {
             let message = message(&mut stream)?;
             if let Some(Payload::HeartbeatPayload(heartbeat)) = LogEntry::decode(&message[..])?.payload {
@@ -75,11 +94,11 @@ impl Drop for Agent {
 }
 
 /// A WebSocket connection past its handshake. Source: RFC 6455, section 4.
-fn connect(port: u16) -> Result<TcpStream> {
+fn connect(port: u16, target: &str) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).context("connecting to plaintapd")?;
     write!(
         stream,
-        "GET / HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        "GET {target} HTTP/1.1\r\nHost: localhost:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )?;
     let mut head = Vec::new();
@@ -93,7 +112,7 @@ fn connect(port: u16) -> Result<TcpStream> {
 }
 
 /// The next binary message: an unmasked frame. Source: RFC 6455, section 5.2.
-fn message(stream: &mut impl Read) -> Result<Vec<u8>> {
+pub fn message(stream: &mut impl Read) -> Result<Vec<u8>> {
     loop {
         let mut head = [0; 2];
         stream.read_exact(&mut head)?;

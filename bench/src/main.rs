@@ -1,13 +1,14 @@
 //! Measures what plaintapd costs the programs that it watches: see docs/performance.md, and ci/bench.sh, which runs this.
 //!
 //! The parts: `load` is the program under measurement, `probes` puts eBPF programs on it without an agent, `agent` runs
-//! plaintapd with a client that reads and discards; `cost` and `loss` are the two measurements, and print Markdown.
+//! plaintapd with its clients; `cost`, `loss` and `stream` are the measurements, and print Markdown.
 
 mod agent;
 mod cost;
 mod load;
 mod loss;
 mod probes;
+mod stream;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -36,7 +37,8 @@ fn main() -> ExitCode {
 
 const USAGE: &str =
     "usage: plaintap-bench cost  AGENT LOAD CERTIFICATES ROUNDS LIBRARY memory|tcp [NAME=OBJECT]...
-       plaintap-bench loss  AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS";
+       plaintap-bench loss  AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS
+       plaintap-bench stream AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS";
 
 fn run(arguments: Vec<String>) -> Result<()> {
     let [what, agent, load, certificate, rest @ ..] = &arguments[..] else { bail!(USAGE) };
@@ -48,6 +50,9 @@ fn run(arguments: Vec<String>) -> Result<()> {
             cost::run(&paths, rounds, library, transport, &objects.collect::<Result<Vec<_>>>()?)
         }
         ("loss", [library, milliseconds]) => loss::run(&paths, library, milliseconds.parse().context(USAGE)?),
+        ("stream", [library, milliseconds]) => {
+            stream::run(&paths, library, milliseconds.parse().context(USAGE)?)
+        }
         _ => bail!(USAGE),
     }
 }

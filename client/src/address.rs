@@ -67,6 +67,28 @@ impl Address {
         let Self { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
+
+    /// The path and query that ask a server to go on behind the message `seq` of `run`, with what else the person's query
+    /// asks for.
+    pub fn path_after(&self, seq: u64, run: &str) -> String {
+        let (path, query) = self.path.split_once('?').unwrap_or((&self.path, ""));
+        let says_where = |pair: &&str| {
+            let key = pair.split('=').next().unwrap_or_default();
+            pair.is_empty() || ["after", "run", "backlog"].contains(&key)
+        };
+        let run: String = run.bytes().map(encoded).collect();
+        let rest: String =
+            query.split('&').filter(|pair| !says_where(pair)).map(|pair| format!("&{pair}")).collect();
+        format!("{path}?after={seq}&run={run}{rest}")
+    }
+}
+
+/// A byte as it may stand in a query.
+fn encoded(byte: u8) -> String {
+    match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    }
 }
 
 /// Without path and query, which may hold a secret.
@@ -92,6 +114,17 @@ mod tests {
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!((address.authority().as_str(), address.path.as_str()), (authority, path), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_place_to_go_on_from_replaces_the_start_that_was_asked_for() {
+        for (text, path) in [
+            ("ws://h", "/?after=5&run=a%261"),
+            ("ws://h/x?", "/x?after=5&run=a%261"),
+            ("ws://h/?backlog=all&pid=1&&run=b&after=3&comm=!a", "/?after=5&run=a%261&pid=1&comm=!a"),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().path_after(5, "a&1"), path);
         }
     }
 

@@ -46,13 +46,15 @@ pub enum Command {
   {command_name}",
     example = "Another port, and the agent's own log too:
   {command_name} ws://127.0.0.1:9000/ --logs",
+    example = "Only what curl says from now on, after its last 100 events that the agent still has:
+  {command_name} 'ws://127.0.0.1:28257/?comm=curl&backlog=100'",
     example = "The next ten events for a script, a JSON object each:
   {command_name} --json --count 10",
     note = "Characters that a terminal would obey are shown as \\x1b or \\u{{202e}}; for a payload's exact bytes use --hex or
 --json. NO_COLOR in the environment works as --no-color."
 )]
 pub struct WatchArgs {
-    /// the server, as ws://HOST:PORT/ (default: ws://127.0.0.1:28257/)
+    /// the server, as ws://HOST:PORT/, and in its query what to send: docs/protocol.md (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
     /// show the agent's log lines too

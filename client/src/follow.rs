@@ -1,11 +1,12 @@
-//! A stream over as many connections as it takes: when one ends, the next is tried, ever more slowly.
+//! A stream over as many connections as it takes: when one ends, the next is tried, ever more slowly, and asked to go on
+//! where the last one ended.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-use tungstenite::Message;
+use tungstenite::{Message, http::StatusCode};
 
 use crate::{
     address::Address,
@@ -47,6 +48,8 @@ pub enum Error {
 pub struct Follow {
     address: Address,
     reconnect: bool,
+    /// What a server is asked for that knows how to go on.
+    resume: Option<String>,
     source: Option<Source>,
     /// When the last connection began.
     connected_at: Option<Instant>,
@@ -60,7 +63,12 @@ impl Follow {
     /// stream, unless it won't get better by waiting.
     pub fn new(address: Address, reconnect: bool) -> Self {
         let (source, connected_at, delay, told) = (None, None, Duration::ZERO, String::new());
-        Self { address, reconnect, source, connected_at, delay, told }
+        Self { address, reconnect, resume: None, source, connected_at, delay, told }
+    }
+
+    /// Has the next connection go on behind this message: its number and its run.
+    pub fn resume_after(&mut self, place: Option<(u64, &str)>) {
+        self.resume = place.map(|(seq, run)| self.address.path_after(seq, run));
     }
 
     /// What comes next; an error only if there is no going on.
@@ -79,12 +87,16 @@ impl Follow {
                 None => {
                     thread::sleep(self.delay);
                     self.delay = (self.delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY);
-                    match Source::connect(&self.address, Patience::default()) {
+                    let path = self.resume.as_ref().unwrap_or(&self.address.path);
+                    match Source::connect_for(&self.address, path, Patience::default()) {
                         Ok(source) => {
                             self.source = Some(source);
                             let again = self.connected_at.replace(Instant::now()).is_some();
                             return Ok(Incoming::Connected { again });
                         }
+                        // It does not know how to go on.
+                        Err(ConnectError::Refused { status: StatusCode::BAD_REQUEST, .. })
+                            if self.resume.take().is_some() => {}
                         Err(error) if !self.reconnect || !error.may_pass() => return Err(error.into()),
                         Err(error) => {
                             let why = note::chain(&error);

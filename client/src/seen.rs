@@ -1,8 +1,8 @@
 //! What was seen of a stream, and so what was missed: while away, by being too slow, or by the agent itself.
 //!
-//! A run of the agent numbers its messages without holes. When a connection ends and the next stands, the hole between
-//! the last number seen and the first new one is what was missed (messages that a filter would have left out are among
-//! them). Older servers number nothing, and then that is said.
+//! A run of the agent numbers its messages without holes. When a connection ends, the next one is asked to go on behind the
+//! last number seen; if it can't, the hole between that and the first new one is what was missed (messages that a filter
+//! would have left out are among them). Older servers number nothing, and then that is said.
 
 use plaintap_proto::{Heartbeat, LogEntry, log_entry::Payload};
 
@@ -31,6 +31,12 @@ struct Away {
 }
 
 impl Seen {
+    /// The message to go on behind: its number and its run. None if the server numbers nothing, or has not yet said which
+    /// run it is.
+    pub fn place(&self) -> Option<(u64, &str)> {
+        (!self.run_id.is_empty()).then_some((self.last, &self.run_id))
+    }
+
     /// A new connection stands in place of one that ended.
     pub fn reconnected(&mut self) {
         self.away = Some(Away::default());
@@ -59,6 +65,10 @@ impl Seen {
 
     fn heartbeat(&mut self, heartbeat: &Heartbeat) -> Vec<String> {
         let mut told = vec![];
+        if self.away.is_some() {
+            // That many are part of the hole, which is told as such.
+            self.missed_messages = heartbeat.missed_messages;
+        }
         if self.away.is_none() {
             self.last = self.last.max(heartbeat.last_seq);
         } else if heartbeat.run_id.is_empty() || self.run_id.is_empty() {
@@ -129,7 +139,11 @@ mod tests {
     }
 
     fn heartbeat(run_id: &str, last_seq: u64) -> LogEntry {
-        beat(Heartbeat { run_id: run_id.to_owned(), last_seq, ..Default::default() })
+        beat(at(run_id, last_seq))
+    }
+
+    fn at(run_id: &str, last_seq: u64) -> Heartbeat {
+        Heartbeat { run_id: run_id.to_owned(), last_seq, ..Default::default() }
     }
 
     fn beat(heartbeat: Heartbeat) -> LogEntry {
@@ -157,6 +171,26 @@ mod tests {
             assert_eq!(told(&mut seen, &back), [expected]);
             assert!(told(&mut seen, &[heartbeat("a", 21), event(22)]).is_empty());
         }
+    }
+
+    #[test]
+    fn a_hole_that_the_server_tells_of_is_told_once() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.place(), None);
+        told(&mut seen, &[heartbeat("a", 9), event(10)]);
+        assert_eq!(seen.place(), Some((10, "a")));
+        seen.reconnected();
+        let back = Heartbeat { missed_messages: 5, ..at("a", 15) };
+        assert_eq!(
+            told(&mut seen, &[line(0), beat(back.clone()), event(16)]),
+            ["missed 5 messages while away"]
+        );
+        assert_eq!(seen.place(), Some((16, "a")));
+        let slow = Heartbeat { missed_messages: 7, missed_bytes: 9, ..back };
+        assert_eq!(
+            told(&mut seen, &[beat(slow)]),
+            ["too slow: missed 7 messages (9 bytes) so far on this connection"]
+        );
     }
 
     #[test]

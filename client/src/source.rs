@@ -127,8 +127,13 @@ pub struct Source {
 }
 
 impl Source {
-    /// Connects to a server, trying all addresses of its name.
+    /// Connects to a server, trying all addresses of its name, and asks it for the address's path.
     pub fn connect(address: &Address, patience: Patience) -> Result<Self, ConnectError> {
+        Self::connect_for(address, &address.path, patience)
+    }
+
+    /// Connects to a server and asks it for another `path` than the address's own.
+    pub fn connect_for(address: &Address, path: &str, patience: Patience) -> Result<Self, ConnectError> {
         let stream = connect_tcp(address, patience.connect)?;
         let broken = |error| ConnectError::Connect(address.clone(), error);
         stream.set_read_timeout(Some(patience.connect)).map_err(broken)?;
@@ -137,8 +142,7 @@ impl Source {
         let rest = stream.try_clone().map_err(broken)?;
 
         let wrong = |error| ConnectError::Handshake(address.clone(), Box::new(error));
-        let uri =
-            Uri::builder().scheme("ws").authority(address.authority()).path_and_query(&address.path).build();
+        let uri = Uri::builder().scheme("ws").authority(address.authority()).path_and_query(path).build();
         let request = ClientRequestBuilder::new(uri.map_err(|error| wrong(error.into()))?)
             .with_header("Origin", ORIGIN);
         let config =

@@ -73,6 +73,7 @@ impl<W: Write> Watch<W> {
                 // Under load there is always more, and the buffer is written when it is full.
                 Incoming::Idle => self.out.flush()?,
                 Incoming::Down(why, delay) => {
+                    follow.resume_after(self.seen.place());
                     self.note(&format!("{why}; trying again in {} s", delay.as_secs_f32()))?;
                 }
                 Incoming::Connected { again: false } => self.note(&format!("watching {}", self.args.url))?,

@@ -92,6 +92,26 @@ fn it_reconnects_and_says_what_it_missed() {
 }
 
 #[test]
+fn it_asks_to_go_on_where_it_was_and_copes_with_a_server_that_can_not() {
+    let server = Server::new();
+    let watch = Plaintap::watch(&[&format!("{}x?backlog=all&pid=7", server.url())]);
+    let mut first = server.accept();
+    first.send(&heartbeat("a", 5));
+    first.send(&event(6, "before"));
+    watch.shows("before");
+    drop(first);
+
+    let mut refused = server.accept_tcp();
+    let request = read_request(&mut refused);
+    assert!(request.starts_with("get /x?after=6&run=a&pid=7 http/1.1\r\n"), "{request}");
+    refused.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\nno such key\r\n").unwrap();
+    drop(refused);
+    let mut again = server.accept_tcp();
+    let request = read_request(&mut again);
+    assert!(request.starts_with("get /x?backlog=all&pid=7 http/1.1\r\n"), "{request}");
+}
+
+#[test]
 fn a_server_that_is_not_there_yet_is_waited_for() {
     let server = Server::new();
     let watch = Plaintap::watch(&[&server.url()]);

@@ -4,6 +4,7 @@
 //! not a byte is sent.
 
 use std::{
+    borrow::Cow,
     io,
     net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
@@ -15,7 +16,7 @@ use smol::{
 };
 use tungstenite::handshake::derive_accept_key;
 
-use super::within;
+use super::{query::Query, within};
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 8 << 10;
@@ -37,16 +38,16 @@ pub enum Error {
 }
 
 /// A refusal, as the client is told it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
 pub struct Refusal {
     status: &'static str,
-    sentence: &'static str,
+    sentence: Cow<'static, str>,
 }
 
 impl Refusal {
     const fn new(status: &'static str, sentence: &'static str) -> Self {
-        Self { status, sentence }
+        Self { status, sentence: Cow::Borrowed(sentence) }
     }
 }
 
@@ -66,12 +67,12 @@ const BAD_KEY: Refusal =
 const FULL: Refusal =
     Refusal::new("503 Service Unavailable", "As many clients as are allowed are connected.");
 
-/// Reads the request of a new client and answers it; gives what the client sent after its head.
+/// Reads the request of a new client and answers it; gives what the client asks for, and what it sent after its head.
 pub async fn admit(
     socket: &mut Async<TcpStream>,
     run_id: &str,
     full: impl Fn() -> bool,
-) -> Result<Vec<u8>, Error> {
+) -> Result<(Query, Vec<u8>), Error> {
     let local = socket.get_ref().local_addr()?.ip();
     let (mut head, end) = match within(DEADLINE, read_head(socket)).await? {
         Some(read) => read,
@@ -82,12 +83,26 @@ pub async fn admit(
         Ok(key) => key,
         Err(refusal) => return Err(refuse(socket, refusal).await),
     };
+    let query = match Query::parse(target(&head[..end])) {
+        Ok(query) => query,
+        Err(wrong) => {
+            let refusal = Refusal { status: "400 Bad Request", sentence: wrong.to_string().into() };
+            return Err(refuse(socket, refusal).await);
+        }
+    };
     let answer = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: \
          {key}\r\nplaintap-run-id: {run_id}\r\n\r\n"
     );
     within(DEADLINE, socket.write_all(answer.as_bytes())).await?;
-    Ok(head.split_off(end))
+    Ok((query, head.split_off(end)))
+}
+
+/// What a request asks for, of a head that passed `judge`.
+fn target(head: &[u8]) -> &str {
+    let line = head.split(|byte| *byte == b'\r').find(|line| !line.is_empty()).unwrap_or_default();
+    let target = line.trim_ascii_start().split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    str::from_utf8(target).unwrap_or_default()
 }
 
 /// What the client sent, and where in it the head ends; none if the head is too large.
@@ -114,7 +129,7 @@ async fn read_head(socket: &mut Async<TcpStream>) -> io::Result<Option<(Vec<u8>,
 
 /// Tells the client why it is refused.
 async fn refuse(socket: &mut Async<TcpStream>, refusal: Refusal) -> Error {
-    let Refusal { status, sentence } = refusal;
+    let Refusal { status, sentence } = &refusal;
     let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\
          Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n{sentence}\n",
@@ -306,6 +321,17 @@ mod tests {
         }
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(MAX_HEADERS + 1));
         assert_eq!(judge(many.as_bytes(), local), Err(TOO_LARGE));
+    }
+
+    #[test]
+    fn the_target_is_found_in_the_head() {
+        for (head, expected) in [
+            (&b"GET /x?y=z HTTP/1.1\r\n\r\n"[..], "/x?y=z"),
+            (b"\r\nGET /a HTTP/1.1\r\nHost: b c\r\n\r\n", "/a"),
+            (b"", ""),
+        ] {
+            assert_eq!(target(head), expected);
+        }
     }
 
     proptest::proptest! {

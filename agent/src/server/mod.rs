@@ -3,6 +3,8 @@
 //! Owns the stream and all that sessions share.
 
 mod handshake;
+mod progress;
+mod query;
 mod session;
 
 use std::{
@@ -19,6 +21,7 @@ use smol::{Async, LocalExecutor, Timer, future};
 use tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::{
+    args::SlowClient,
     capture::counters::{Counters, Losses},
     log::Limiter,
     stream::Stream,
@@ -42,6 +45,7 @@ pub struct Server {
     stopping: Cell<bool>,
     clients: Cell<u32>,
     handshakes: Cell<u32>,
+    slow_client: SlowClient,
     limiter: RefCell<Limiter>,
 }
 
@@ -65,7 +69,7 @@ impl Drop for Place<'_> {
 
 impl Server {
     /// A server for `stream` that tells of the losses in `counters`.
-    pub fn new(stream: Stream, counters: Counters) -> Rc<Self> {
+    pub fn new(stream: Stream, counters: Counters, slow_client: SlowClient) -> Rc<Self> {
         Rc::new(Self {
             stream: RefCell::new(stream),
             counters,
@@ -73,6 +77,7 @@ impl Server {
             stopping: Cell::new(false),
             clients: Cell::new(0),
             handshakes: Cell::new(0),
+            slow_client,
             limiter: RefCell::new(Limiter::new(Instant::now())),
         })
     }
@@ -147,8 +152,8 @@ impl Server {
         };
         let run_id = self.stream.borrow().run_id().to_owned();
         let full = || self.clients.get() >= MAX_CLIENTS;
-        let rest = match handshake::admit(&mut socket, &run_id, full).await {
-            Ok(rest) => rest,
+        let (query, rest) = match handshake::admit(&mut socket, &run_id, full).await {
+            Ok(admitted) => admitted,
             Err(error) => {
                 self.note(|| format!("refused client peer={peer}: {}", crate::run::chain(&error)));
                 return;
@@ -157,16 +162,20 @@ impl Server {
         drop(handshake);
         let Some(place) = Place::take(&self.clients, MAX_CLIENTS) else { return };
         self.note(|| format!("client connected peer={peer} clients={}", self.clients.get()));
-        // An event is one small message at most times, and somebody is waiting for it.
-        let _ = socket.get_ref().set_nodelay(true);
+        progress::prepare(&socket);
+        let written = Cell::new(0);
+        let counted = progress::Counted::new(&socket, &written);
         let config = WebSocketConfig::default()
             .read_buffer_size(4 << 10)
             .write_buffer_size(32 << 10)
             .max_write_buffer_size(256 << 10)
             .max_message_size(Some(MAX_INCOMING))
             .max_frame_size(Some(MAX_INCOMING));
-        let socket = WebSocketStream::from_partially_read(socket, rest, Role::Server, Some(config)).await;
-        let end = session::run(self, socket).await;
+        let client = WebSocketStream::from_partially_read(counted, rest, Role::Server, Some(config)).await;
+        let end = session::run(self, &query, client, counted.stuck(progress::PATIENCE)).await;
+        if matches!(end, session::End::Stuck) {
+            progress::reset(socket);
+        }
         drop(place);
         self.note(|| format!("client gone peer={peer} clients={}: {end}", self.clients.get()));
         self.wake();

@@ -5,7 +5,10 @@
 mod journal;
 mod logbuff;
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    rc::Rc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use plaintap_proto::{Event, Heartbeat, LogEntry, LogType, log_entry::Payload};
@@ -14,8 +17,8 @@ use prost::Message;
 use crate::capture::counters::Losses;
 
 use journal::Journal;
-pub use journal::{Cursor, Item};
-use logbuff::Logbuff;
+pub use journal::{Cursor, Item, Subject};
+use logbuff::{Kept, Logbuff};
 
 /// The stream of one run.
 #[derive(Debug)]
@@ -33,7 +36,7 @@ pub struct Stream {
 pub struct Session {
     /// How many heartbeats it got.
     pub heartbeats: i64,
-    /// The last journal message that it was sent.
+    /// The last journal message that it is done with: sent, or not wanted.
     pub last_seq: u64,
     /// What it missed, being too slow.
     pub missed_messages: u64,
@@ -59,8 +62,8 @@ impl Stream {
         &self.run_id
     }
 
-    /// Adds an event for all clients.
-    pub fn event(&mut self, event: Event) {
+    /// Adds an event about `subject` for all clients.
+    pub fn event(&mut self, event: Event, subject: Rc<Subject>) {
         self.captured_events += 1;
         self.captured_bytes += event.payload.len() as u64;
         let entry = LogEntry {
@@ -68,7 +71,7 @@ impl Stream {
             seq: self.journal.next_seq(),
             payload: Some(Payload::EventPayload(event)),
         };
-        self.journal.append(entry.encode_to_vec().into());
+        self.journal.append(entry.encode_to_vec().into(), Some(subject));
     }
 
     /// Adds a line of the program's log for all clients, those that come later included.
@@ -76,7 +79,7 @@ impl Stream {
         let seq = self.journal.next_seq();
         let message = run_log(line, seq);
         self.logbuff.append(seq, message.clone());
-        self.journal.append(message);
+        self.journal.append(message, None);
     }
 
     /// Where the journal ends: a client that starts here gets what comes from now on.
@@ -84,14 +87,46 @@ impl Stream {
         self.journal.end()
     }
 
-    /// The kept log lines before `cursor`.
-    pub fn kept_logs(&self, cursor: Cursor) -> Vec<Bytes> {
-        self.logbuff.before(cursor.seq())
+    /// Before the oldest message left.
+    pub fn oldest(&self) -> Cursor {
+        self.journal.oldest()
     }
 
-    /// What stands at `cursor`, which moves past it; none at the journal's end.
-    pub fn read(&self, cursor: &mut Cursor) -> Option<Item> {
-        self.journal.read(cursor)
+    /// Behind the message `seq`, or before the oldest one left if that is gone; none if `seq` did not come yet.
+    pub fn after(&self, seq: u64) -> Option<Cursor> {
+        self.journal.at(seq.checked_add(1)?)
+    }
+
+    /// Before the `events` newest wanted events, or the oldest message left if there are fewer.
+    pub fn newest(&self, events: u64, wanted: impl Fn(&Subject) -> bool) -> Cursor {
+        self.journal.newest(events, wanted)
+    }
+
+    /// The kept log lines before `cursor`, and a line that says how many are left out where some are.
+    pub fn kept_logs(&self, cursor: Cursor) -> Vec<Bytes> {
+        let Kept { mut first, newest } = self.logbuff.between(0, cursor.seq());
+        let (left_out, last, next) = self.logbuff.left_out();
+        // A client that starts further back gets some of them from the journal.
+        let left_out = left_out - self.journal.log_lines(cursor.seq().max(last + 1), next);
+        if left_out > 0 {
+            let text = format!("older log lines are left out here: left_out_lines={left_out}");
+            first.push(own_line("INF", &text));
+        }
+        first.extend(newest);
+        first
+    }
+
+    /// The kept log lines between the message `seq` and `cursor`.
+    pub fn kept_logs_after(&self, seq: u64, cursor: Cursor) -> Vec<Bytes> {
+        let Kept { mut first, newest } = self.logbuff.between(seq, cursor.seq());
+        first.extend(newest);
+        first
+    }
+
+    /// What stands at `cursor`, which moves past it; none at the journal's end. `wanted` decides of a message by its
+    /// subject, of a log line by none.
+    pub fn read(&self, cursor: &mut Cursor, wanted: impl FnOnce(Option<&Subject>) -> bool) -> Option<Item> {
+        self.journal.read(cursor, wanted)
     }
 
     /// A heartbeat for one client; `clients` are connected.
@@ -121,8 +156,14 @@ impl Stream {
     }
 }
 
+/// A log line of `level`, as `WRN`, for one client only.
+pub fn own_line(level: &str, text: &str) -> Bytes {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now());
+    run_log(&format!("{time} {level} {text}"), 0)
+}
+
 /// A log line as a message; `seq` 0 if it is for one client only.
-pub fn run_log(line: &str, seq: u64) -> Bytes {
+fn run_log(line: &str, seq: u64) -> Bytes {
     let entry =
         LogEntry { log_type: LogType::ProcessLog.into(), seq, payload: Some(Payload::RunLog(line.into())) };
     entry.encode_to_vec().into()
@@ -145,10 +186,10 @@ mod tests {
         let mut stream = stream();
         let mut cursor = stream.end();
         stream.log("one");
-        stream.event(Event::default());
+        stream.event(Event::default(), Rc::default());
         stream.log("three");
         let mut seqs = Vec::new();
-        while let Some(Item::Message(message)) = stream.read(&mut cursor) {
+        while let Some(Item::Message(message)) = stream.read(&mut cursor, |_| true) {
             seqs.push(decode(message).seq);
         }
         assert_eq!(seqs, [1, 2, 3]);
@@ -162,14 +203,14 @@ mod tests {
         stream.log("late");
         let kept: Vec<u64> = stream.kept_logs(cursor).into_iter().map(|line| decode(line).seq).collect();
         assert_eq!(kept, [1]);
-        let Some(Item::Message(next)) = stream.read(&mut cursor) else { panic!("no message") };
+        let Some(Item::Message(next)) = stream.read(&mut cursor, |_| true) else { panic!("no message") };
         assert_eq!(decode(next).seq, 2);
     }
 
     #[test]
     fn a_heartbeat_tells_the_runs_and_the_clients_totals() {
         let mut stream = stream();
-        stream.event(Event { payload: vec![0; 10].into(), ..Event::default() });
+        stream.event(Event { payload: vec![0; 10].into(), ..Event::default() }, Rc::default());
         let session = Session { heartbeats: 3, last_seq: 1, missed_messages: 4, missed_bytes: 5 };
         let entry = decode(stream.heartbeat(&session, Losses { events: 6, bytes: 7 }, 2));
         let Some(Payload::HeartbeatPayload(beat)) = entry.payload else { panic!("no heartbeat") };
@@ -177,5 +218,27 @@ mod tests {
         assert_eq!((beat.captured_events, beat.captured_bytes), (1, 10));
         assert_eq!((beat.lost_events, beat.lost_bytes), (6, 7));
         assert_eq!((beat.missed_messages, beat.missed_bytes, beat.clients), (4, 5, 2));
+    }
+
+    #[test]
+    fn lines_left_out_are_counted_for_each_client() {
+        let mut stream = stream();
+        (1..=200).for_each(|number| stream.log(&format!("line {number}")));
+        let lines = |cursor| -> Vec<String> {
+            let texts = stream.kept_logs(cursor).into_iter().map(|line| match decode(line).payload {
+                Some(Payload::RunLog(line)) => line,
+                other => panic!("no line: {other:?}"),
+            });
+            texts.collect()
+        };
+        // Lines 33 to 104 are kept no longer.
+        let all = lines(stream.end());
+        assert_eq!((all.len(), all[31].as_str(), all[33].as_str()), (129, "line 32", "line 105"));
+        assert!(all[32].ends_with("INF older log lines are left out here: left_out_lines=72"), "{}", all[32]);
+        let further_back = lines(stream.after(100).unwrap());
+        assert_eq!(further_back.len(), 33);
+        assert!(further_back[32].ends_with("left_out_lines=68"), "{}", further_back[32]);
+        assert_eq!(lines(stream.after(32).unwrap()).len(), 32);
+        assert_eq!(lines(stream.after(10).unwrap()).len(), 10);
     }
 }

@@ -27,7 +27,7 @@ fn clients_as_they_are_in_the_world_are_admitted() -> Result<()> {
         let answer = ask(port, &handshake("/", port, headers))?;
         assert_eq!(answer.status, 101, "{headers:?}: {}", answer.text);
     }
-    for path in ["/stream", "/?q=1", "//"] {
+    for path in ["/stream", "/stream?logs=1", "//"] {
         let answer = ask(port, &handshake(path, port, &[]))?;
         assert_eq!(answer.status, 101, "{path}: {}", answer.text);
     }
