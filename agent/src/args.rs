@@ -26,8 +26,10 @@ pub const DEFAULT_PORT: u16 = 28257;
     example = "Watch an Android app, and what runs as uid 1000 to 1999 but for curl:
   {command_name} --package org.example.app
   {command_name} --uid 1000-1999 --comm '!curl'",
-    example = "Watch a library that is not in a usual place:
+    example = "Watch one library and nothing else:
   {command_name} --library /opt/app/lib/libssl.so",
+    example = "Watch all but what one folder holds:
+  {command_name} --exclude '/opt/quiet/*'",
     note = "Every flag takes its value as `--flag value` or `--flag=value`.",
     note = "--pid, --uid, --comm and --package choose what is captured. Each is repeatable: values of one flag are
 alternatives, different flags must all agree, and a value after `!` is left out whatever else it agrees with.",
@@ -46,9 +48,16 @@ pub struct Args {
     /// ws://127.0.0.1:28257/)
     #[argh(option, default = "Listen::default()", arg_name = "url")]
     pub ecaptureq: Listen,
-    /// a TLS library or a program that contains one; repeatable (default: the system's BoringSSL and OpenSSL)
+    /// a TLS library or a program that contains one; repeatable (default: what is in the usual places, and what processes
+    /// have mapped, now or later)
     #[argh(option, arg_name = "path")]
     pub library: Vec<PathBuf>,
+    /// watch the usual places only, whatever else processes have mapped
+    #[argh(switch)]
+    pub no_scan: bool,
+    /// watch no file whose whole path fits this pattern; `*` is any text, `?` any character; repeatable
+    #[argh(option, arg_name = "glob")]
+    pub exclude: Vec<String>,
     /// capture this process id
     #[argh(option, arg_name = "number")]
     pub pid: Vec<Chosen<u32>>,

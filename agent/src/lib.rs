@@ -18,5 +18,6 @@ pub mod run;
 pub mod serve;
 pub mod server;
 pub mod stream;
+pub mod targets;
 
 pub use run::main;

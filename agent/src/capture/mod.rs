@@ -14,14 +14,17 @@ pub mod tails;
 use std::{
     error::Error as _,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapError},
-    programs::{KProbe, Program, ProgramError, RawTracePoint, UProbe, uprobe::UProbeScope},
+    programs::{
+        KProbe, Program, ProgramError, RawTracePoint, UProbe,
+        uprobe::{UProbeLinkId, UProbeScope},
+    },
 };
 use nix::{
     errno::Errno,
@@ -88,6 +91,13 @@ pub enum SocketHook {
     Tracepoint,
 }
 
+/// A probe in its place.
+#[derive(Debug)]
+pub struct Probe {
+    program: &'static str,
+    link: UProbeLinkId,
+}
+
 /// The loaded programs and what they are attached to.
 #[derive(Debug)]
 pub struct Capture {
@@ -148,21 +158,33 @@ impl Capture {
         map.set(0, settings, 0).map_err(failed)
     }
 
-    /// Puts the probes on a library's functions.
-    pub fn attach(&mut self, target: &Target) -> Result<(), Error> {
-        for (function, offset) in &target.functions {
-            let (entry, returns) = programs(*function);
-            // The return first: an entry without its return would leave a call in the thread's state.
-            for name in returns.into_iter().chain([entry]) {
-                let program: &mut UProbe = self.program(name)?;
-                let attached = program.attach(*offset, &target.path, UProbeScope::AllProcesses);
-                attached.map_err(|error| {
-                    let what = format!("probe {} in {}", function.name(), target.path.display());
-                    Error::from_aya(&what, error.into())
-                })?;
-            }
+    /// Puts the probes on one function of a target, and adds them to `probes`.
+    pub fn attach(
+        &mut self,
+        target: &Target,
+        function: Function,
+        offset: u64,
+        probes: &mut Vec<Probe>,
+    ) -> Result<(), Error> {
+        // By its descriptor, as it may have no path: the kernel follows this to the inode that was looked into.
+        let path = format!("/proc/self/fd/{}", target.file.as_raw_fd());
+        let (entry, returns) = programs(function);
+        // The return first: an entry without its return would leave a call in the thread's state.
+        for name in returns.into_iter().chain([entry]) {
+            let program: &mut UProbe = self.program(name)?;
+            let link = program.attach(offset, &path, UProbeScope::AllProcesses).map_err(|error| {
+                let what = format!("probe {} in {}", function.name(), target.path.display());
+                Error::from_aya(&what, error.into())
+            })?;
+            probes.push(Probe { program: name, link });
         }
         Ok(())
+    }
+
+    /// Takes a probe away.
+    pub fn detach(&mut self, probe: Probe) -> Result<(), Error> {
+        let program: &mut UProbe = self.program(probe.program)?;
+        program.detach(probe.link).map_err(|error| Error::from_aya("take a probe away", error.into()))
     }
 
     /// Attaches what tells the ends of threads and processes.
