@@ -175,7 +175,7 @@ impl Ring {
 
     /// The word at `offset`, a multiple of 8 below the mapping's length.
     fn word(&self, offset: usize) -> &AtomicU64 {
-        debug_assert!(offset % 8 == 0 && offset < self.page * (1 + PAGES));
+        debug_assert!(offset.is_multiple_of(8) && offset < self.page * (1 + PAGES));
         // SAFETY: the mapping is page-aligned and lives as long as self; all callers keep within it: the two fields of its
         // first page, and `within`, which masks. The kernel writes it at the same time, hence the atomic.
         #[expect(unsafe_code, reason = "shared memory")]

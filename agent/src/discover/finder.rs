@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Error, Target, examine,
+    Error, Target,
     file::{self, Opened, Stamp},
     find::Found,
     maps::{self, Mapping},
@@ -221,7 +221,7 @@ impl Finder {
             }
             !rewritten
         });
-        let found = match self.examine(path, &opened) {
+        let found = match examine(&self.exclude, path, &opened) {
             Ok(found) => found,
             Err(error) => {
                 if !self.remember(stamp, Verdict::Other) && (place || worth_telling(path, &error)) {
@@ -249,15 +249,6 @@ impl Finder {
         Some(id)
     }
 
-    /// What there is to probe; none where we are not to look.
-    fn examine(&self, path: &Path, opened: &Opened) -> Result<Option<Found>, Error> {
-        let name = path.as_os_str().as_encoded_bytes();
-        if self.exclude.iter().any(|pattern| file::fits(pattern.as_bytes(), name)) {
-            return Ok(None);
-        }
-        examine(path, opened).map(Some)
-    }
-
     /// Says whether it knew the file, with any verdict.
     fn remember(&mut self, stamp: Stamp, verdict: Verdict) -> bool {
         let known = self.seen.peek(&stamp).is_some();
@@ -266,8 +257,17 @@ impl Finder {
     }
 }
 
+/// What there is to probe in a file; none if its path fits a pattern of `exclude`.
+pub fn examine(exclude: &[String], path: &Path, opened: &Opened) -> Result<Option<Found>, Error> {
+    let name = path.as_os_str().as_encoded_bytes();
+    if exclude.iter().any(|pattern| file::fits(pattern.as_bytes(), name)) {
+        return Ok(None);
+    }
+    super::examine(path, opened).map(Some)
+}
+
 /// Whether a person would expect the file to be captured: most of what is mapped has nothing to do with TLS.
-fn worth_telling(path: &Path, error: &Error) -> bool {
+pub fn worth_telling(path: &Path, error: &Error) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_tls = ["libssl", "conscrypt", "boringssl", "libcronet"].iter().any(|part| name.contains(part));
     is_tls && matches!(error, Error::Foreign { .. })

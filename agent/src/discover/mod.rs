@@ -2,8 +2,9 @@
 //!
 //! A uprobe belongs to an inode, so one target covers every process that maps the file, now or later. `finder` knows the
 //! targets: from the usual `places`, from what processes have mapped (`maps`), and from the kernel's word on what they map
-//! from now on (`events`), which `watch` waits for. `find` looks for the functions inside a file.
+//! from now on (`events`), which `watch` waits for. `survey` looks at it all once, for a person. `find` looks for the functions inside a file.
 
+mod abi;
 mod elf;
 pub mod events;
 mod file;
@@ -11,6 +12,7 @@ pub mod find;
 pub mod finder;
 pub mod maps;
 mod places;
+pub mod survey;
 pub mod watch;
 
 use std::{
@@ -172,6 +174,9 @@ fn open(path: &Path) -> Result<Opened, Error> {
 
 /// What there is to probe in a file.
 fn examine(path: &Path, opened: &Opened) -> Result<Found, Error> {
+    if let Some(why) = abi::unprobed(&opened.file) {
+        return Err(Error::Foreign { path: path.into(), why: why.into() });
+    }
     find::find(&opened.file, Part { offset: 0, length: opened.stamp.size }).map_err(|why| match why {
         Why::Foreign(why) => Error::Foreign { path: path.into(), why: why.into() },
         Why::NoFunctions => Error::NoFunctions { path: path.into() },
