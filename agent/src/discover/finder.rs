@@ -25,7 +25,7 @@ const FILES: usize = 4096;
 /// Targets at the same time: each takes two file descriptors for a probe, and some 17 probes.
 const MAX_TARGETS: usize = 128;
 /// How long a target is kept that nobody maps: the next process that does is captured from its first call on.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What is to be done.
 #[derive(Debug)]
