@@ -30,7 +30,7 @@ use crate::{
         watch::{self, Changes},
     },
     link::{self, Link, Message},
-    process,
+    memory, process,
     run::{Error, arguments, chain},
     targets::Targets,
 };
@@ -146,7 +146,7 @@ fn start(args: &Args) -> Result<Attached, Error> {
     if let Some(error) = failed.filter(|_| targets.attached() == 0) {
         return Err(error.into());
     }
-    give_back_memory();
+    memory::give_back();
     let scans = args.library.is_empty() && !args.no_scan;
     Ok(Attached { capture, targets, finder: scans.then_some(finder) })
 }
@@ -157,17 +157,6 @@ fn allow_open_files() {
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
     {
         log::debug!("can't raise RLIMIT_NOFILE: {error}");
-    }
-}
-
-/// Gives freed memory back to the system: aya holds all of the kernel's types for a moment, some 14 MiB, and glibc would
-/// keep the room for good. musl and Android's C library give it back by themselves.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: any thread may call it at any time.
-    #[expect(unsafe_code, reason = "malloc_trim")]
-    unsafe {
-        nix::libc::malloc_trim(0);
     }
 }
 

@@ -15,6 +15,7 @@ pub mod flow;
 pub mod link;
 pub mod list;
 pub mod log;
+pub mod memory;
 pub mod process;
 pub mod recent;
 pub mod run;

@@ -68,6 +68,8 @@ pub struct Finder {
     targets: HashMap<u64, Known>,
     next: u64,
     full: bool,
+    /// Whether files were parsed since somebody asked.
+    parsed: bool,
 }
 
 /// Takes the changes.
@@ -88,6 +90,7 @@ impl Finder {
             targets: HashMap::new(),
             next: 0,
             full: false,
+            parsed: false,
         }
     }
 
@@ -178,6 +181,11 @@ impl Finder {
         self.targets.values().any(|known| !known.place)
     }
 
+    /// Whether files were parsed since this was last asked: that takes memory.
+    pub fn has_parsed(&mut self) -> bool {
+        std::mem::take(&mut self.parsed)
+    }
+
     fn let_go(&mut self, linger: Duration, sink: Sink<'_>) {
         self.targets.retain(|id, known| {
             let forgotten = known.unmapped.is_some_and(|since| since.elapsed() >= linger);
@@ -221,6 +229,7 @@ impl Finder {
             }
             !rewritten
         });
+        self.parsed = true;
         let found = match examine(&self.exclude, path, &opened) {
             Ok(found) => found,
             Err(error) => {

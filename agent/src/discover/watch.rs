@@ -18,6 +18,8 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
+use crate::memory;
+
 use super::{
     events::Events,
     finder::{Change, Finder},
@@ -143,6 +145,9 @@ impl Watch {
                 let _ = ring.write(&[0]);
             }
         });
+        if finder.has_parsed() {
+            memory::give_back();
+        }
     }
 }
 
