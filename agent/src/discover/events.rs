@@ -4,10 +4,14 @@
 //! is told as lost, and the caller looks at all processes then. Source: linux, include/uapi/linux/perf_event.h.
 
 use std::{
-    ffi::c_void,
+    ffi::{OsString, c_void},
     fs, io,
     num::NonZeroUsize,
-    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
+    path::PathBuf,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -29,8 +33,6 @@ const DATA_TAIL: usize = 1032;
 
 const RECORD_LOST: u32 = 2;
 const RECORD_MMAP2: u32 = 10;
-/// pid, tid, addr, len, pgoff, maj, min, ino, ino_generation, prot, flags; the path follows.
-const MMAP2_FIXED: usize = 64;
 /// The longest record: its size has 16 bits.
 const MAX_RECORD: usize = 1 << 16;
 
@@ -45,6 +47,8 @@ pub struct Mapped {
     pub end: u64,
     /// The file's device and inode number, as the kernel's memory management sees them, and the inode's generation.
     pub file: (u32, u32, u64, u64),
+    /// The file's path in the process's mount namespace.
+    pub path: PathBuf,
 }
 
 /// Records from all CPUs.
@@ -149,9 +153,8 @@ impl Ring {
             match u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) {
                 RECORD_MMAP2 => {
                     record.clear();
-                    // Records begin at multiples of 8 bytes; the path is not looked at.
-                    let end = tail + size.min(8 + MMAP2_FIXED) as u64;
-                    for place in (tail + 8..end).step_by(8) {
+                    // Records begin and end at multiples of 8 bytes.
+                    for place in (tail + 8..tail + size as u64).step_by(8) {
                         record.push(self.word(self.page + self.within(place)).load(Ordering::Relaxed));
                     }
                     if let Some(mapped) = mapped(&record) {
@@ -193,21 +196,29 @@ impl Drop for Ring {
     }
 }
 
-/// Reads the fixed part of an MMAP2 record, without its header; none for memory that is not run or has no file.
+/// Reads an MMAP2 record: pid, tid, addr, len, pgoff, maj, min, ino, ino_generation, prot, flags, path; without its header; none for memory that is not run or has no file.
 fn mapped(record: &[u64]) -> Option<Mapped> {
     let halves = |word: u64| {
         let bytes = word.to_ne_bytes();
         let half = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         (half(0), half(4))
     };
-    let &[process, start, length, _, device, inode, generation, access, ..] = record else { return None };
+    let &[process, start, length, _, device, inode, generation, access, ref path @ ..] = record else {
+        return None;
+    };
     let (pid, (major, minor), (prot, _)) = (halves(process).0, halves(device), halves(access));
     let runs = prot & libc::PROT_EXEC as u32 != 0;
-    (inode != 0 && runs && length > 0).then_some(Mapped {
+    if inode == 0 || !runs || length == 0 {
+        return None;
+    }
+    let path: Vec<u8> =
+        path.iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
+    Some(Mapped {
         pid,
         start,
         end: start.checked_add(length)?,
         file: (major, minor, inode, generation),
+        path: OsString::from_vec(path).into(),
     })
 }
 
@@ -234,10 +245,13 @@ mod tests {
             u64::from_ne_bytes(bytes)
         };
         let record = [pair(7, 8), 0x1000, 0x200, 0, pair(0xfe, 1), 42, 9, pair(5, 2)];
-        let expected = Mapped { pid: 7, start: 0x1000, end: 0x1200, file: (0xfe, 1, 42, 9) };
+        let record =
+            [&record[..], &[u64::from_ne_bytes(*b"/a/long/"), u64::from_ne_bytes(*b"path\0\0\0\0")]].concat();
+        let path = "/a/long/path".into();
+        let expected = Mapped { pid: 7, start: 0x1000, end: 0x1200, file: (0xfe, 1, 42, 9), path };
         assert_eq!(mapped(&record), Some(expected));
         for (place, value) in [(1, u64::MAX), (2, 0), (5, 0), (7, pair(1, 2))] {
-            let mut other = record;
+            let mut other = record.clone();
             other[place] = value;
             assert_eq!(mapped(&other), None, "{place}");
         }
@@ -247,7 +261,8 @@ mod tests {
     #[test]
     fn a_file_mapped_to_run_is_told_and_rings_go_round() {
         let mut events = Events::open().expect("perf's records of all CPUs, which need root");
-        let file = File::open(std::env::current_exe().unwrap()).unwrap();
+        let executable = std::env::current_exe().unwrap();
+        let file = File::open(&executable).unwrap();
         let inode = file.metadata().unwrap().ino();
         let one = NonZeroUsize::MIN;
         // More than any ring holds, in steps.
@@ -263,7 +278,9 @@ mod tests {
             }
             let mut seen = 0;
             let lost = events.drain(|mapped| {
-                seen += usize::from(mapped.pid == std::process::id() && mapped.file.2 == inode);
+                seen += usize::from(
+                    mapped.pid == std::process::id() && mapped.file.2 == inode && mapped.path == executable,
+                );
             });
             assert!(lost || seen == 20, "{seen}");
         }

@@ -33,6 +33,11 @@ impl Stamp {
         }
     }
 
+    /// The number of its inode.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
     /// Whether it is the same inode, with the same content or not.
     pub fn same_inode(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)

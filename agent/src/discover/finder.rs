@@ -25,7 +25,9 @@ const FILES: usize = 4096;
 /// Targets at the same time: each takes two file descriptors for a probe, and some 17 probes.
 const MAX_TARGETS: usize = 128;
 /// How long a target is kept that nobody maps: the next process that does is captured from its first call on.
-const LINGER: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_secs(600);
+/// The same for a file that is gone or replaced: a probe keeps its room on the disk.
+const LINGER_GONE: Duration = Duration::from_secs(5);
 
 /// What is to be done.
 #[derive(Debug)]
@@ -56,6 +58,16 @@ struct Known {
     mapper: Option<(u32, u64, u64)>,
     /// Since when nobody is known who maps it.
     unmapped: Option<Instant>,
+}
+
+impl Known {
+    /// Whether nobody has mapped it for so long, or for so long the file that is gone.
+    fn is_due(&self, linger: Duration, linger_gone: Duration) -> bool {
+        let Some(since) = self.unmapped.filter(|_| !self.place) else { return false };
+        let elapsed = since.elapsed();
+        elapsed >= linger
+            || elapsed >= linger_gone && !file::stamp(&self.path).is_ok_and(|stamp| stamp == self.stamp)
+    }
 }
 
 /// See the module.
@@ -144,6 +156,22 @@ impl Finder {
         Ok(())
     }
 
+    /// Looks at a file that a process had mapped to run, and has no more: the next one that maps it is to be captured.
+    pub fn unmapped(&mut self, path: &Path, inode: u64, sink: Sink<'_>) {
+        // Another file may have that path here, in our mount namespace.
+        let Some(opened) = file::open(path).ok().filter(|opened| opened.stamp.inode() == inode) else {
+            return;
+        };
+        let known = self.seen.peek(&opened.stamp).copied();
+        if match known {
+            None => true,
+            Some(Verdict::Other) => false,
+            Some(Verdict::Target(id)) => !self.targets.contains_key(&id),
+        } {
+            self.look(path, opened, false, sink);
+        }
+    }
+
     /// Looks after the targets: what stands in a usual place may have been replaced, and what a process mapped may be
     /// mapped no more.
     pub fn check(&mut self, sink: Sink<'_>) {
@@ -159,26 +187,28 @@ impl Finder {
         }
         let mut lost = false;
         for known in self.targets.values_mut().filter(|known| !known.place) {
-            let maps = |(pid, start, end)| {
-                let link = file::mapped(&self.proc, pid, start, end);
-                file::stamp(&link).is_ok_and(|stamp| stamp.same_inode(&known.stamp))
-            };
-            if !known.mapper.is_some_and(maps) {
-                known.mapper = None;
+            let Some((pid, start, end)) = known.mapper else {
                 known.unmapped.get_or_insert_with(Instant::now);
+                continue;
+            };
+            let link = file::mapped(&self.proc, pid, start, end);
+            if !file::stamp(&link).is_ok_and(|stamp| stamp.same_inode(&known.stamp)) {
+                known.mapper = None;
+                known.unmapped = Some(Instant::now());
                 lost = true;
             }
         }
-        // Somebody else may.
-        if lost {
+        // Somebody else may have mapped it before; who does from now on is told.
+        if lost || self.targets.values().any(|known| known.is_due(LINGER, LINGER_GONE)) {
             self.scan(sink);
         }
-        self.let_go(LINGER, sink);
+        self.let_go(LINGER, LINGER_GONE, sink);
     }
 
     /// Whether any target must be looked after closely.
-    pub fn has_mapped_targets(&self) -> bool {
-        self.targets.values().any(|known| !known.place)
+    pub fn is_watchful(&self) -> bool {
+        let soon = |since: Instant| since.elapsed() < 2 * LINGER_GONE;
+        self.targets.values().any(|known| !known.place && known.unmapped.is_none_or(soon))
     }
 
     /// Whether files were parsed since this was last asked: that takes memory.
@@ -186,13 +216,13 @@ impl Finder {
         std::mem::take(&mut self.parsed)
     }
 
-    fn let_go(&mut self, linger: Duration, sink: Sink<'_>) {
+    fn let_go(&mut self, linger: Duration, linger_gone: Duration, sink: Sink<'_>) {
         self.targets.retain(|id, known| {
-            let forgotten = known.unmapped.is_some_and(|since| since.elapsed() >= linger);
-            if forgotten && !known.place {
+            let due = known.is_due(linger, linger_gone);
+            if due {
                 sink(Change::Detach(*id, "no process maps it any more"));
             }
-            known.place || !forgotten
+            !due
         });
     }
 
@@ -239,6 +269,9 @@ impl Finder {
                 return None;
             }
         }?;
+        if self.targets.len() >= MAX_TARGETS {
+            self.let_go(Duration::ZERO, Duration::ZERO, sink);
+        }
         if self.targets.len() >= MAX_TARGETS {
             if !std::mem::replace(&mut self.full, true) {
                 log::warn!(
@@ -350,7 +383,7 @@ mod tests {
     fn a_mapped_library_is_attached_once_however_many_map_it() {
         let mut system = System::new(&[]);
         let path = system.put("opt/libprivate.so", &library());
-        for pid in 1..200 {
+        for pid in 1..10_000 {
             system.map(pid, &path);
         }
         assert_eq!(system.changes(Finder::scan), ["attach 0"]);
@@ -373,7 +406,10 @@ mod tests {
         system.end(1);
         assert_eq!(system.changes(Finder::check), [""; 0], "it is kept for a while");
         let gone = "detach 0: no process maps it any more";
-        assert_eq!(system.changes(|finder, sink| finder.let_go(Duration::ZERO, sink)), [gone]);
+        assert_eq!(
+            system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink)),
+            [gone]
+        );
         // It comes back.
         system.map(3, &old);
         assert_eq!(system.changes(Finder::scan), ["attach 2"]);
@@ -390,7 +426,10 @@ mod tests {
             system.end(pid);
             system.map(pid + 2, &path);
             assert_eq!(system.changes(Finder::check), [""; 0]);
-            assert_eq!(system.changes(|finder, sink| finder.let_go(Duration::ZERO, sink)), [""; 0]);
+            assert_eq!(
+                system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink)),
+                [""; 0]
+            );
         }
     }
 
@@ -410,13 +449,50 @@ mod tests {
         system.put("usr/lib/libssl.so.3", &library());
         assert_eq!(system.changes(Finder::places), ["attach 0"]);
         assert_eq!(system.changes(Finder::check), [""; 0]);
-        assert!(!system.finder.has_mapped_targets());
+        assert!(!system.finder.is_watchful());
         // Kept, so that its inode is not used again at once.
         fs::rename(system.path("usr/lib/libssl.so.3"), system.path("old")).unwrap();
         system.put("usr/lib/libssl.so.3", &library());
         assert_eq!(system.changes(Finder::check), ["attach 1"]);
         let gone = "detach 0: no process maps it any more";
-        assert_eq!(system.changes(|finder, sink| finder.let_go(Duration::ZERO, sink)), [gone]);
+        assert_eq!(
+            system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink)),
+            [gone]
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_let_go_sooner_than_one_that_may_be_mapped_again() {
+        let mut system = System::new(&[]);
+        let kept = system.put("opt/kept.so", &library());
+        let gone = system.put("opt/gone.so", &library());
+        system.map(1, &kept);
+        system.map(2, &gone);
+        assert_eq!(system.changes(Finder::scan).len(), 2);
+        assert!(system.finder.is_watchful());
+        let gone = if system.finder.targets[&0].path == gone { 0 } else { 1 };
+        fs::remove_file(system.path("opt/gone.so")).unwrap();
+        system.end(1);
+        system.end(2);
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        let word = |id| format!("detach {id}: no process maps it any more");
+        let hour = Duration::from_secs(3600);
+        assert_eq!(system.changes(|finder, sink| finder.let_go(hour, Duration::ZERO, sink)), [word(gone)]);
+        assert_eq!(
+            system.changes(|finder, sink| finder.let_go(Duration::ZERO, hour, sink)),
+            [word(1 - gone)]
+        );
+    }
+
+    #[test]
+    fn what_a_short_process_had_mapped_is_attached_for_the_next_one() {
+        let mut system = System::new(&[]);
+        let path = system.put("opt/libprivate.so", &library());
+        let inode = file::stamp(&path).unwrap().inode();
+        assert_eq!(system.changes(|finder, sink| finder.unmapped(&path, inode + 1, sink)), [""; 0]);
+        assert_eq!(system.changes(|finder, sink| finder.unmapped(&path, inode, sink)), ["attach 0"]);
+        assert_eq!(system.changes(|finder, sink| finder.unmapped(&path, inode, sink)), [""; 0]);
+        assert_eq!(system.changes(Finder::check), [""; 0]);
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Watch {
         let mut checked = Instant::now();
         loop {
             let pause = match &events {
-                Some(_) if self.finder.has_mapped_targets() => CHECK,
+                Some(_) if self.finder.is_watchful() => CHECK,
                 Some(_) => CHECK_PLACES,
                 None => SLOW_SCAN,
             };
@@ -123,16 +123,23 @@ impl Watch {
             log::debug!("the kernel lost word of mapped files; looking at all processes");
             return self.find(Finder::scan);
         }
-        let mut done = HashSet::new();
+        let (mut done, mut gone) = (HashSet::new(), Vec::new());
         for event in mapped {
             if done.contains(&event.file) {
                 continue;
             }
-            // A process that is gone already leaves it to the next one that maps the file.
             let mut known = Ok(());
             self.find(|finder, sink| known = finder.mapped(event.pid, event.start, event.end, sink));
             if known.is_ok() {
                 done.insert(event.file);
+            } else {
+                gone.push(event);
+            }
+        }
+        // Of processes that were too short for us, the files.
+        for event in gone {
+            if done.insert(event.file) {
+                self.find(|finder, sink| finder.unmapped(&event.path, event.file.2, sink));
             }
         }
     }
