@@ -3,7 +3,7 @@
 #
 #   bash ci/bench.sh capture    per SSL_write and SSL_read, beside no probe and an empty one; then where the ring overflows
 #   bash ci/bench.sh stream     what 1, 8 and 64 clients get at most, how late, and what that costs the agent
-#   bash ci/bench.sh idle       memory and wakeups of plaintapd when nothing happens
+#   bash ci/bench.sh idle       memory, wakeups and CPU time of plaintapd when nothing happens
 #
 # ROUNDS (7) is how often each case has its turn; MILLISECONDS (5000) how long a stream's latency and rest are measured;
 # PLAINTAP_BIN_DIR names the folder of a built plaintapd.
@@ -97,8 +97,11 @@ rings() { awk '/^[0-9a-f]+-/ { ring = /bpf-map|bpf_ringbuf|anon_inode/ } /^Rss:/
 status() { awk -v field="$2:" '$1 == field { print $2 }' "/proc/$1/status"; }
 switches() { cat /proc/"$1"/task/*/status | awk '/^voluntary_ctxt_switches/ { sum += $2 } END { print sum }'; }
 
+# cpu PID: nanoseconds that a process's threads have run.
+cpu() { cat /proc/"$1"/task/*/schedstat | awk '{ sum += $1 } END { printf "%.0f\n", sum }'; }
+
 idle() {
-  local seconds=30 half pid child before=() names=(attaching serving) pids
+  local seconds=${SECONDS_IDLE:-30} half pid child before=() ran=() forks names=(attaching serving) pids
   : >"$work/log"
   # The system's libraries as by default, but of this shell alone, which uses none: others may be busy.
   "$work/plaintapd" --ecaptureq ws://127.0.0.1:0/ --pid $$ 2>"$work/log" &
@@ -108,14 +111,18 @@ idle() {
   pids=("$agent_pid" "${child% }")
   # What it does once after starting is not what it does when idle.
   sleep 3
-  for pid in "${pids[@]}"; do before+=("$(switches "$pid")"); done
+  for pid in "${pids[@]}"; do before+=("$(switches "$pid")") ran+=("$(cpu "$pid")"); done
+  forks=$(awk '/^processes/ { print $2 }' /proc/stat)
   sleep "$seconds"
+  forks=$(($(awk '/^processes/ { print $2 }' /proc/stat) - forks))
   about
-  say "| half | RssAnon KiB | RssFile KiB | RssShmem KiB | of these, ring and maps KiB | wakeups in $seconds s |"
-  say "|---|---:|---:|---:|---:|---:|"
+  say "Others started $forks threads and processes in these $seconds s; $(find /proc -maxdepth 1 -name '[0-9]*' | wc -l) processes run."
+  say
+  say "| half | RssAnon KiB | RssFile KiB | RssShmem KiB | of these, ring and maps KiB | wakeups in $seconds s | CPU seconds an hour |"
+  say "|---|---:|---:|---:|---:|---:|---:|"
   for half in 0 1; do
     pid=${pids[half]}
-    say "| ${names[half]} | $(status "$pid" RssAnon) | $(status "$pid" RssFile) | $(status "$pid" RssShmem) | $(rings "$pid") | $(($(switches "$pid") - before[half])) |"
+    say "| ${names[half]} | $(status "$pid" RssAnon) | $(status "$pid" RssFile) | $(status "$pid" RssShmem) | $(rings "$pid") | $(($(switches "$pid") - before[half])) | $(awk "BEGIN { printf \"%.2f\", ($(cpu "$pid") - ${ran[half]}) * 3600 / $seconds / 1e9 }") |"
   done
 }
 

@@ -26,8 +26,13 @@ pub const DEFAULT_PORT: u16 = 28257;
     example = "Watch an Android app, and what runs as uid 1000 to 1999 but for curl:
   {command_name} --package org.example.app
   {command_name} --uid 1000-1999 --comm '!curl'",
-    example = "Watch a library that is not in a usual place:
+    example = "Watch one library and nothing else:
   {command_name} --library /opt/app/lib/libssl.so",
+    example = "Watch all but what one folder holds:
+  {command_name} --exclude '/opt/quiet/*'",
+    example = "What there is to capture, and whether this device is fit for it:
+  {command_name} list
+  {command_name} doctor",
     note = "Every flag takes its value as `--flag value` or `--flag=value`.",
     note = "--pid, --uid, --comm and --package choose what is captured. Each is repeatable: values of one flag are
 alternatives, different flags must all agree, and a value after `!` is left out whatever else it agrees with.",
@@ -46,9 +51,16 @@ pub struct Args {
     /// ws://127.0.0.1:28257/)
     #[argh(option, default = "Listen::default()", arg_name = "url")]
     pub ecaptureq: Listen,
-    /// a TLS library or a program that contains one; repeatable (default: the system's BoringSSL and OpenSSL)
+    /// a TLS library or a program that contains one; repeatable (default: what is in the usual places, and what processes
+    /// have mapped, now or later)
     #[argh(option, arg_name = "path")]
     pub library: Vec<PathBuf>,
+    /// watch the usual places only, whatever else processes have mapped
+    #[argh(switch)]
+    pub no_scan: bool,
+    /// watch no file whose whole path fits this pattern; `*` is any text, `?` any character; repeatable
+    #[argh(option, arg_name = "glob")]
+    pub exclude: Vec<String>,
     /// capture this process id
     #[argh(option, arg_name = "number")]
     pub pid: Vec<Chosen<u32>>,
@@ -85,11 +97,59 @@ pub struct Args {
     pub version: bool,
 }
 
+/// Lists the TLS code on this device: which of it can be captured, which not and why, and who uses it.
+#[derive(FromArgs, Debug)]
+#[argh(
+    name = "list",
+    example = "Show it as a table:
+  {command_name}",
+    example = "Which files can be captured:
+  {command_name} --json | jq '.targets[] | select(.state != \"refused\") | .path'",
+    note = "It looks into the usual places and at what every process has mapped, and changes nothing. `attached` means that
+probes stand in a process that maps the file; `ready`, that plaintapd will put them there. As root it sees all processes.",
+    error_code(0, "done"),
+    error_code(1, "failed while running"),
+    error_code(2, "wrong usage")
+)]
+pub struct ListArgs {
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+    /// leave out what fits this pattern, as for running; repeatable
+    #[argh(option, arg_name = "glob")]
+    pub exclude: Vec<String>,
+}
+
+/// Checks whether this device is fit for plaintapd: its kernel, what this user may do, the port, and what can be captured.
+#[derive(FromArgs, Debug)]
+#[argh(
+    name = "doctor",
+    example = "Check all, with another port:
+  {command_name} --ecaptureq ws://127.0.0.1:9000/",
+    note = "Each line is ok, warning or failure, and says what to do. The exit code is that of the first failure, as if
+plaintapd had been started.",
+    error_code(0, "no failure"),
+    error_code(2, "wrong usage"),
+    error_code(3, "not permitted"),
+    error_code(4, "the kernel lacks something"),
+    error_code(5, "the address is in use"),
+    error_code(6, "no library is usable")
+)]
+pub struct DoctorArgs {
+    /// where clients will connect (default: ws://127.0.0.1:28257/)
+    #[argh(option, default = "Listen::default()", arg_name = "url")]
+    pub ecaptureq: Listen,
+}
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Parsed {
     /// To run.
-    Run(Args),
+    Run(Box<Args>),
+    /// To list what can be captured.
+    List(ListArgs),
+    /// To check whether this device is fit for it.
+    Doctor(DoctorArgs),
     /// To print this and be done.
     Print(String),
 }
@@ -102,11 +162,18 @@ pub struct UsageError(String);
 /// Reads the command line, without the program's own name, and the file that its --config names.
 pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
     let mut all = normalised(args);
-    if all.first().is_some_and(|first| first == "run") {
-        all.remove(0);
+    match all.first().map(String::as_str) {
+        Some("list") => return parse_command("list", &all[1..], Parsed::List),
+        Some("doctor") => return parse_command("doctor", &all[1..], Parsed::Doctor),
+        Some("run") => drop(all.remove(0)),
+        _ => {}
     }
     let parsed = parse_flags(&all)?;
-    let Parsed::Run(Args { config: Some(path), .. }) = &parsed else { return Ok(parsed) };
+    let path = match &parsed {
+        Parsed::Run(args) => args.config.clone(),
+        _ => None,
+    };
+    let Some(path) = &path else { return Ok(parsed) };
     // What stands on the command line comes last, and so wins where a flag is given once.
     let mut with_config = from_file(path)?;
     if with_config.iter().any(|arg| arg == "--config") {
@@ -154,10 +221,27 @@ fn from_file(path: &Path) -> Result<Vec<String>, UsageError> {
 }
 
 fn parse_flags(args: &[String]) -> Result<Parsed, UsageError> {
+    let version = || Parsed::Print(format!("plaintapd {}\n", env!("CARGO_PKG_VERSION")));
+    let run = |args: Args| if args.version { version() } else { Parsed::Run(args.into()) };
+    parsed(&["plaintapd"], args, run)
+}
+
+fn parse_command<T: FromArgs>(
+    name: &str,
+    args: &[String],
+    done: impl FnOnce(T) -> Parsed,
+) -> Result<Parsed, UsageError> {
+    parsed(&["plaintapd", name], args, done)
+}
+
+fn parsed<T: FromArgs>(
+    name: &[&str],
+    args: &[String],
+    done: impl FnOnce(T) -> Parsed,
+) -> Result<Parsed, UsageError> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match Args::from_args(&["plaintapd"], &args) {
-        Ok(args) if args.version => Ok(Parsed::Print(format!("plaintapd {}\n", env!("CARGO_PKG_VERSION")))),
-        Ok(args) => Ok(Parsed::Run(args)),
+    match T::from_args(name, &args) {
+        Ok(args) => Ok(done(args)),
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
         Err(exit) => {
             let lines: Vec<&str> =

@@ -1,10 +1,11 @@
 //! The attaching half: privileged, finds TLS libraries, holds the probes, and reads nothing from the network.
 //!
-//! Owns the loaded eBPF programs, and the wait for the signals that end the program.
+//! Owns the loaded eBPF programs, and the wait for the signals that end the program. What takes long is done in steps
+//! (`targets`) or in a thread of its own (`discover::watch`).
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,6 +13,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
+        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitStatus, waitpid},
@@ -22,10 +24,15 @@ use nix::{
 use crate::{
     args::{self, Args, Parsed},
     capture::{Capture, SocketHook, filters::Filters},
-    discover::{self, Function},
+    discover::{
+        self,
+        finder::{Change, Finder},
+        watch::{self, Changes},
+    },
     link::{self, Link, Message},
-    process,
+    memory, process,
     run::{Error, arguments, chain},
+    targets::Targets,
 };
 
 /// How long the serving half may take to see its clients off.
@@ -38,10 +45,14 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
-    let (mut capture, mut spare) = start(args)?;
+    let Attached { mut capture, mut targets, finder } = start(args)?;
     link.ready(capture.ring()?, capture.counters()?, capture.tails()?)?;
+    let mut changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
     let stopped_by_signal = loop {
-        let ready = wait(&[signals.as_fd(), link.as_fd()], None)?;
+        let mut fds = vec![signals.as_fd(), link.as_fd()];
+        fds.extend(changes.as_ref().map(AsFd::as_fd));
+        // What is still to be done waits for nobody, and lets everybody else in between.
+        let ready = wait(&fds, (!targets.is_idle()).then(Instant::now))?;
         if ready[0] {
             match signals.read_signal() {
                 Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => reload(&mut capture, &link),
@@ -53,8 +64,16 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
                 Ok(None) | Err(_) => {}
             }
         }
-        if ready[1] && !answer(&mut capture, &mut spare, &link)? {
+        if ready[1] && !answer(&mut capture, &mut targets, &link)? {
             break false;
+        }
+        if ready.get(2) == Some(&true)
+            && let Some(change) = changes.as_mut().and_then(Changes::take)
+        {
+            targets.push(change);
+        }
+        if let Err(error) = targets.step(&mut capture) {
+            log::warn!("not attached: {}", chain(&error));
         }
     };
     if stopped_by_signal {
@@ -65,7 +84,7 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
         if link.stop().is_ok() {
             let deadline = Instant::now() + FAREWELL;
             while Instant::now() < deadline
-                && (!wait(&[link.as_fd()], Some(deadline))?[0] || answer(&mut capture, &mut spare, &link)?)
+                && (!wait(&[link.as_fd()], Some(deadline))?[0] || answer(&mut capture, &mut targets, &link)?)
             {
             }
         }
@@ -80,23 +99,31 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     }
 }
 
-/// Where each target's `BIO_write` is that has no probe yet: a file and an offset in it. Each call of it costs the traced
-/// program time, which only those with SSL objects over memory are to pay.
-type Spare = Vec<(PathBuf, u64)>;
+/// What is attached, and what finds more to attach.
+struct Attached {
+    capture: Capture,
+    targets: Targets,
+    /// What will find more; none where a person said what to watch.
+    finder: Option<Finder>,
+}
 
-/// Loads the programs and attaches them to all that is to be watched.
-fn start(args: &Args) -> Result<(Capture, Spare), Error> {
-    let (targets, unusable) = if args.library.is_empty() {
-        discover::scan()?
+/// Loads the programs and attaches them to all that is to be watched from the start.
+fn start(args: &Args) -> Result<Attached, Error> {
+    let mut found = Vec::new();
+    let mut finder = Finder::new(&args.exclude);
+    if args.library.is_empty() {
+        finder.places(&mut |change| found.push(change));
+        if args.no_scan
+            && !found.iter().any(|change| matches!(change, Change::Attach(target) if target.found.carries()))
+        {
+            return Err(discover::Error::Nothing.into());
+        }
     } else {
-        (discover::named(&args.library)?, Vec::new())
-    };
+        found.extend(discover::named(&args.library)?.into_iter().map(Change::Attach));
+    }
     let mut capture = Capture::load(args.ring_size.0, &Filters::new(args)?)?;
     // Not before: what can't start at all says so in one line.
     log::info!("plaintapd version={} pid={}", env!("CARGO_PKG_VERSION"), std::process::id());
-    for error in unusable {
-        log::warn!("not attached: {}", chain(&error));
-    }
     if let Err(error) = capture.hook_ends() {
         log::warn!("a process id that is used again may be taken for its old process: {}", chain(&error));
     }
@@ -105,59 +132,34 @@ fn start(args: &Args) -> Result<(Capture, Spare), Error> {
         Ok(SocketHook::Tracepoint) => log::info!("addresses hook=tracepoint"),
         Err(error) => log::warn!("connections will have no addresses: {}", chain(&error)),
     }
-    let mut spare = Spare::new();
-    let mut has_engines = false;
+    allow_open_files();
+    let mut targets = Targets::default();
+    found.into_iter().for_each(|change| targets.push(change));
     let mut failed = None;
-    let mut attached = 0;
-    for target in &targets {
-        match capture.attach(target) {
-            Ok(()) => {
-                attached += 1;
-                log::info!("attached {target}");
-                let place = target.bio_write.as_ref().filter(|place| !spare.contains(place));
-                spare.extend(place.cloned());
-                has_engines |= target.has_engines();
-            }
+    while !targets.is_idle() {
+        if let Err(error) = targets.step(&mut capture) {
             // What a person named must work; of what a scan found, whatever works is welcome.
-            Err(error) if !args.library.is_empty() => return Err(error.into()),
-            Err(error) => {
-                log::warn!("not attached: {}", chain(&error));
-                failed = Some(error);
+            if !args.library.is_empty() {
+                return Err(error.into());
             }
+            log::warn!("not attached: {}", chain(&error));
+            failed = Some(error);
         }
     }
-    match failed {
-        Some(error) if attached == 0 => Err(error.into()),
-        _ => {
-            if has_engines {
-                attach_spare(&mut capture, &mut spare);
-            }
-            give_back_memory();
-            Ok((capture, spare))
-        }
+    if let Some(error) = failed.filter(|_| targets.attached() == 0) {
+        return Err(error.into());
     }
+    memory::give_back();
+    let scans = args.library.is_empty() && !args.no_scan;
+    Ok(Attached { capture, targets, finder: scans.then_some(finder) })
 }
 
-/// Puts the probes on the spare functions.
-fn attach_spare(capture: &mut Capture, spare: &mut Spare) {
-    for (path, offset) in std::mem::take(spare) {
-        match capture.attach_bio_write(&path, offset) {
-            Ok(()) => {
-                log::info!("attached library={} functions={}", path.display(), Function::BioWrite.name())
-            }
-            Err(error) => log::warn!("TLS over memory will have no addresses: {}", chain(&error)),
-        }
-    }
-}
-
-/// Gives freed memory back to the system: aya holds all of the kernel's types for a moment, some 14 MiB, and glibc would
-/// keep the room for good. musl and Android's C library give it back by themselves.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: any thread may call it at any time.
-    #[expect(unsafe_code, reason = "malloc_trim")]
-    unsafe {
-        nix::libc::malloc_trim(0);
+/// Each probe takes two file descriptors, and a target some 17 probes.
+fn allow_open_files() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
+    {
+        log::debug!("can't raise RLIMIT_NOFILE: {error}");
     }
 }
 
@@ -178,10 +180,10 @@ fn reload(capture: &mut Capture, link: &Link) {
 }
 
 /// Answers what the serving half asks; tells whether it is still there.
-fn answer(capture: &mut Capture, spare: &mut Spare, link: &Link) -> Result<bool, Error> {
+fn answer(capture: &mut Capture, targets: &mut Targets, link: &Link) -> Result<bool, Error> {
     loop {
         match link.try_receive() {
-            Ok(Some(Message::NoAddress)) => attach_spare(capture, spare),
+            Ok(Some(Message::NoAddress)) => targets.want_engines(),
             Ok(Some(Message::Who(program))) => {
                 let process = process::look_up(Path::new("/proc"), program.pid);
                 // By now the process id may stand for another.
@@ -203,7 +205,8 @@ fn wait(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> Result<Vec<bool>, 
     let timeout = match deadline {
         Some(deadline) => {
             // A millisecond more, so as not to wake just before it.
-            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+            let left = left.map_or(Duration::ZERO, |left| left + Duration::from_millis(1));
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         }
         None => PollTimeout::NONE,

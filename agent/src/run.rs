@@ -15,8 +15,8 @@ use nix::{
 };
 
 use crate::{
-    args::{self, Args, Parsed},
-    attach, capture, discover, link, serve,
+    args::{self, Parsed},
+    attach, capture, discover, doctor, link, list, serve,
 };
 
 /// Why the program ended.
@@ -86,7 +86,7 @@ impl Error {
 /// The program.
 pub fn main() -> ExitCode {
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Nobody is left to tell when stderr is gone.
             let _ = writeln!(io::stderr(), "plaintapd: {}", chain(&error));
@@ -122,15 +122,18 @@ fn abridged(text: &str) -> String {
     start.chain(" … ".chars()).chain(text.chars().skip(chars - END)).collect()
 }
 
-fn run() -> Result<(), Error> {
+fn run() -> Result<u8, Error> {
     let args = match args::parse(arguments())? {
         Parsed::Run(args) => args,
-        Parsed::Print(text) => {
-            let _ = io::stdout().write_all(text.as_bytes());
-            return Ok(());
+        Parsed::Print(text) => return print(&text),
+        Parsed::List(args) => return print(&list::list(&args)),
+        Parsed::Doctor(args) => {
+            let findings = doctor::examine(&args);
+            print(&doctor::report(&findings))?;
+            return Ok(doctor::exit_code(&findings));
         }
     };
-    let listener = listen(&args)?;
+    let listener = listen(args.ecaptureq)?;
     // Both halves: the attaching one waits for these signals, and tells the serving one.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -143,12 +146,23 @@ fn run() -> Result<(), Error> {
     match unsafe { fork() }.map_err(Error::system("start the serving half"))? {
         ForkResult::Child => {
             drop(ours);
-            serve::run(theirs, listener, &args)
+            serve::run(theirs, listener, &args)?;
         }
         ForkResult::Parent { child } => {
             drop((theirs, listener));
-            attach::run(ours, &args, &signals, child)
+            attach::run(ours, &args, &signals, child)?;
         }
+    }
+    Ok(0)
+}
+
+/// Prints what was asked for; who closes the pipe has seen enough.
+fn print(text: &str) -> Result<u8, Error> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::system("write to standard output")(error))
+        }
+        _ => Ok(0),
     }
 }
 
@@ -157,8 +171,8 @@ pub fn arguments() -> impl Iterator<Item = String> {
     std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned())
 }
 
-fn listen(args: &Args) -> Result<TcpListener, Error> {
-    let address = args.ecaptureq.0;
+/// Takes the port that clients will connect to.
+pub fn listen(args::Listen(address): args::Listen) -> Result<TcpListener, Error> {
     TcpListener::bind(address).map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => Error::AddressInUse(address),
         _ => Error::Listen { address, source },

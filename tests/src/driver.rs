@@ -1,5 +1,6 @@
 //! The TLS driver (`driver/driver.c`): both ends of real TLS connections, over the library that a test names.
 
+use std::path::Path;
 use std::process::Command;
 use std::str::FromStr;
 
@@ -82,11 +83,27 @@ impl Driver {
         Self::start_with(library, &["--uid", &uid.to_string()])
     }
 
+    /// Starts a driver in a mount namespace of its own, where alone `folder` holds a copy of `library`; over that copy,
+    /// which is called `name`.
+    pub fn start_apart(library: &str, folder: &Path, name: &str) -> Result<Self> {
+        let apart = "mount -t tmpfs none \"$0\" && cp \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+        let copy = folder.join(name);
+        let mut command = Command::new(need::program("unshare", "util-linux")?);
+        command.args(["--mount", "--propagation", "private", "sh", "-c", apart]);
+        command.arg(folder).arg(need::library(library)?).arg(&copy).arg(env!("PLAINTAP_TLS_DRIVER"));
+        command.arg("--lib").arg(&copy);
+        Self::start_command(command)
+    }
+
     fn start_with(library: &str, arguments: &[&str]) -> Result<Self> {
         need::library(library)?;
-        let certificate = certificate()?;
         let mut command = Command::new(env!("PLAINTAP_TLS_DRIVER"));
         command.args(["--lib", library]).args(arguments);
+        Self::start_command(command)
+    }
+
+    fn start_command(mut command: Command) -> Result<Self> {
+        let certificate = certificate()?;
         command.arg("--cert").arg(certificate.path().join("cert.pem"));
         command.arg("--key").arg(certificate.path().join("key.pem"));
         let process = Process::start(&mut command)?;

@@ -14,14 +14,17 @@ pub mod tails;
 use std::{
     error::Error as _,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapError},
-    programs::{KProbe, Program, ProgramError, RawTracePoint, UProbe, uprobe::UProbeScope},
+    programs::{
+        KProbe, Program, ProgramError, RawTracePoint, UProbe,
+        uprobe::{UProbeLinkId, UProbeScope},
+    },
 };
 use nix::{
     errno::Errno,
@@ -91,6 +94,13 @@ pub enum SocketHook {
     Tracepoint,
 }
 
+/// A probe in its place.
+#[derive(Debug)]
+pub struct Probe {
+    program: &'static str,
+    link: UProbeLinkId,
+}
+
 /// The loaded programs and what they are attached to.
 #[derive(Debug)]
 pub struct Capture {
@@ -152,30 +162,33 @@ impl Capture {
         map.set(0, settings, 0).map_err(failed)
     }
 
-    /// Puts the probes on a library's functions.
-    pub fn attach(&mut self, target: &Target) -> Result<(), Error> {
-        target
-            .functions
-            .iter()
-            .try_for_each(|(function, offset)| self.probe(*function, &target.path, *offset))
-    }
-
-    /// Puts the probe on the function at `offset` that tells where SSL objects over memory have their bytes sent.
-    pub fn attach_bio_write(&mut self, path: &Path, offset: u64) -> Result<(), Error> {
-        self.probe(Function::BioWrite, path, offset)
-    }
-
-    fn probe(&mut self, function: Function, path: &Path, offset: u64) -> Result<(), Error> {
+    /// Puts the probes on one function of a target, and adds them to `probes`.
+    pub fn attach(
+        &mut self,
+        target: &Target,
+        function: Function,
+        offset: u64,
+        probes: &mut Vec<Probe>,
+    ) -> Result<(), Error> {
+        // By its descriptor, as it may have no path: the kernel follows this to the inode that was looked into.
+        let path = format!("/proc/self/fd/{}", target.file.as_raw_fd());
         let (entry, returns) = programs(function);
         // The return first: an entry without its return would leave a call in the thread's state.
         for name in returns.into_iter().chain([entry]) {
             let program: &mut UProbe = self.program(name)?;
-            program.attach(offset, path, UProbeScope::AllProcesses).map_err(|error| {
-                let what = format!("probe {} in {}", function.name(), path.display());
+            let link = program.attach(offset, &path, UProbeScope::AllProcesses).map_err(|error| {
+                let what = format!("probe {} in {}", function.name(), target.path.display());
                 Error::from_aya(&what, error.into())
             })?;
+            probes.push(Probe { program: name, link });
         }
         Ok(())
+    }
+
+    /// Takes a probe away.
+    pub fn detach(&mut self, probe: Probe) -> Result<(), Error> {
+        let program: &mut UProbe = self.program(probe.program)?;
+        program.detach(probe.link).map_err(|error| Error::from_aya("take a probe away", error.into()))
     }
 
     /// Attaches what tells the ends of threads and processes.

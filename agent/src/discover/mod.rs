@@ -1,20 +1,29 @@
 //! Where on this system the TLS code is: files, and the file offsets of the functions to probe.
 //!
-//! A uprobe belongs to an inode, so one target covers every process that maps the file, now or later.
+//! A uprobe belongs to an inode, so one target covers every process that maps the file, now or later. `finder` knows the
+//! targets: from the usual `places`, from what processes have mapped (`maps`), and from the kernel's word on what they map
+//! from now on (`events`), which `watch` waits for. `survey` looks at it all once, for a person. `find` looks for the functions inside a file.
 
+mod abi;
 mod elf;
+pub mod events;
+mod file;
+pub mod find;
+pub mod finder;
+pub mod maps;
 mod places;
+pub mod survey;
+pub mod watch;
 
 use std::{
-    collections::HashSet,
     fmt,
     fs::File,
     io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::OFlag;
+use file::Opened;
+use find::{Found, Part, Why};
 
 /// A function that the probes know how to watch. Sources: BoringSSL's and OpenSSL's include/openssl/ssl.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,15 +95,17 @@ impl Function {
     }
 }
 
-/// A file to put probes on.
+/// A file to put probes on: a TLS library, or a libcrypto beside one.
 #[derive(Debug)]
 pub struct Target {
-    /// Where the file was found.
+    /// Tells it from every other target of this run.
+    pub id: u64,
+    /// What to call it: where it was found, in the mount namespace of who maps it.
     pub path: PathBuf,
-    /// What to probe, each at its offset in the file in bytes; at least one of them carries plaintext.
-    pub functions: Vec<(Function, u64)>,
-    /// The file and the offset in it of its `BIO_write`, which only SSL objects over memory need.
-    pub bio_write: Option<(PathBuf, u64)>,
+    /// The file itself, which may have no path here.
+    pub file: File,
+    /// What to probe.
+    pub found: Found,
 }
 
 impl Target {
@@ -107,11 +118,12 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "library={} functions=", self.path.display())?;
-        let carrying = self.functions.iter().filter(|(function, _)| function.carries());
+        let tells = |function: Function| function.carries() || !self.found.carries();
+        let carrying = self.found.functions.iter().filter(|(function, _)| tells(*function));
         for (index, (function, _)) in carrying.enumerate() {
             write!(f, "{}{}", if index == 0 { "" } else { "," }, function.name())?;
         }
-        Ok(())
+        write!(f, " found={}", self.found.how)
     }
 }
 
@@ -135,7 +147,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What it is instead.
-        why: &'static str,
+        why: String,
     },
     /// It is sound, and has nothing to probe.
     #[error(
@@ -152,56 +164,104 @@ pub enum Error {
 
 /// The targets in the files that a person named; an error names the first file that is not usable.
 pub fn named(paths: &[PathBuf]) -> Result<Vec<Target>, Error> {
-    let mut seen = HashSet::new();
-    paths.iter().map(|path| examine(path, &mut seen)).filter_map(Result::transpose).collect()
-}
-
-/// The targets in the system's usual places, and why other files there are none.
-pub fn scan() -> Result<(Vec<Target>, Vec<Error>), Error> {
-    let mut seen = HashSet::new();
-    let mut targets = Vec::new();
-    let mut unusable = Vec::new();
-    for path in places::candidates(Path::new("/")) {
-        match examine(&path, &mut seen) {
-            Ok(target) => targets.extend(target),
-            Err(error) => unusable.push(error),
+    let (mut targets, mut seen, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+    for (id, path) in (0..).zip(paths) {
+        let opened = open(path)?;
+        if !seen.contains(&opened.beneath) {
+            seen.push(opened.beneath);
+            let found = examine(path, &opened)?;
+            if !found.carries() {
+                return Err(Error::NoFunctions { path: path.clone() });
+            }
+            beside.extend(libcrypto(path, &opened.file));
+            targets.push(Target { id, path: path.clone(), file: opened.file, found });
         }
     }
-    if targets.is_empty() { Err(Error::Nothing) } else { Ok((targets, unusable)) }
+    // What only SSL objects over memory need; if it is not where it should be, they do without.
+    for (id, path) in (paths.len() as u64..).zip(beside) {
+        let Ok(opened) = open(&path) else { continue };
+        if !seen.contains(&opened.beneath)
+            && let Ok(found) = examine(&path, &opened)
+        {
+            seen.push(opened.beneath);
+            targets.push(Target { id, path, file: opened.file, found });
+        }
+    }
+    Ok(targets)
 }
 
-/// The target in one file; none if the same file was seen under another name.
-fn examine(path: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<Option<Target>, Error> {
-    let unreadable = |source| Error::Read { path: path.into(), source };
-    // Not to block on a FIFO that was put in a library's place.
-    let file =
-        File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(Error::Foreign { path: path.into(), why: "it is not a regular file" });
-    }
-    if !seen.insert((metadata.dev(), metadata.ino())) {
-        return Ok(None);
-    }
-    let foreign = |why| Error::Foreign { path: path.into(), why };
-    let mut functions = elf::functions(&file).map_err(foreign)?;
-    if !functions.iter().any(|(function, _)| function.carries()) {
-        return Err(Error::NoFunctions { path: path.into() });
-    }
-    let own = bio_write(&functions).map(|offset| (path.into(), offset));
-    functions.retain(|(function, _)| *function != Function::BioWrite);
-    Ok(Some(Target { path: path.into(), functions, bio_write: own.or_else(|| beside(path, &file)) }))
+/// The libcrypto that the library `file` at `path` asks for, in the same folder, as it is on Android and Linux.
+fn libcrypto(path: &Path, file: &File) -> Option<PathBuf> {
+    Some(path.canonicalize().ok()?.with_file_name(elf::libcrypto(file)?))
 }
 
-fn bio_write(functions: &[(Function, u64)]) -> Option<u64> {
-    functions.iter().find(|(function, _)| *function == Function::BioWrite).map(|(_, offset)| *offset)
+fn open(path: &Path) -> Result<Opened, Error> {
+    file::open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::Other => Error::Foreign { path: path.into(), why: source.to_string() },
+        _ => Error::Read { path: path.into(), source },
+    })
 }
 
-/// `BIO_write` in the libcrypto that `file` at `path` asks for, if it stands in the same folder, as it does on Android and
-/// Linux.
-fn beside(path: &Path, file: &File) -> Option<(PathBuf, u64)> {
-    let libcrypto = path.canonicalize().ok()?.with_file_name(elf::libcrypto(file)?);
-    let opened = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&libcrypto).ok()?;
-    let offset = bio_write(&elf::functions(&opened).ok()?)?;
-    Some((libcrypto, offset))
+/// What there is to probe in a file.
+fn examine(path: &Path, opened: &Opened) -> Result<Found, Error> {
+    if let Some(why) = abi::unprobed(&opened.file) {
+        return Err(Error::Foreign { path: path.into(), why: why.into() });
+    }
+    find::find(&opened.file, Part { offset: 0, length: opened.stamp.size }).map_err(|why| match why {
+        Why::Foreign(why) => Error::Foreign { path: path.into(), why: why.into() },
+        Why::NoFunctions => Error::NoFunctions { path: path.into() },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF file for this machine that exports functions of these names, one byte each, and nothing else.
+    pub(super) fn library(names: &[&str]) -> Vec<u8> {
+        const TABLES: u64 = 64 + 56;
+        let mut strings = vec![0];
+        // The first symbol is none.
+        let mut symbols = vec![0; 24];
+        for (index, name) in names.iter().enumerate() {
+            symbols.extend((strings.len() as u32).to_le_bytes());
+            // A global function in section 1.
+            symbols.extend([0x12, 0, 1, 0]);
+            symbols.extend((index as u64).to_le_bytes());
+            symbols.extend(1u64.to_le_bytes());
+            strings.extend(name.bytes().chain([0]));
+        }
+        strings.resize(strings.len().next_multiple_of(8), 0);
+        let (strings_at, symbols_at) = (TABLES, TABLES + strings.len() as u64);
+        let sections_at = symbols_at + symbols.len() as u64;
+        let machine: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
+        let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0".to_vec();
+        file.extend(machine.to_le_bytes());
+        file.extend(1u32.to_le_bytes());
+        file.extend(words(&[0, 64, sections_at]));
+        file.extend(0u32.to_le_bytes());
+        file.extend([64u16, 56, 1, 64, 3, 1].iter().flat_map(|half| half.to_le_bytes()));
+        // One segment that is read and run: the whole file.
+        file.extend(words(&[1 | 5 << 32, 0, 0, 0, 1 << 20, 1 << 20, 4096]));
+        file.extend(strings.iter().chain(&symbols));
+        file.extend([0; 64]);
+        let section = |kind: u64, at: u64, size: usize, link: u64, info: u64, entry: u64| {
+            words(&[kind << 32, 2, 0, at, size as u64, link | info << 32, 8, entry])
+        };
+        file.extend(section(3, strings_at, strings.len(), 0, 0, 0));
+        file.extend(section(11, symbols_at, symbols.len(), 1, 1, 24));
+        file
+    }
+
+    #[test]
+    fn a_file_that_is_named_twice_is_one_target() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        io::Write::write_all(&mut file, &library(&["SSL_read", "other", "SSL_write"])).unwrap();
+        let targets = named(&[file.path().into(), file.path().into()]).unwrap();
+        let [target] = &targets[..] else { panic!("{targets:?}") };
+        assert_eq!(target.found.functions, [(Function::Read, 0), (Function::Write, 2)]);
+        let path = file.path().display();
+        assert_eq!(target.to_string(), format!("library={path} functions=SSL_read,SSL_write found=symbols"));
+    }
 }

@@ -1,0 +1,533 @@
+//! Which files hold TLS code that can be probed, kept up to date.
+//!
+//! Owns what is known of every file seen: each is parsed once, until it is written to, in a cache of bounded size. Says what
+//! changes ([`Change`]) and touches no probe itself. Who calls it decides when; see `watch`.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Error, Target,
+    file::{self, Opened, Stamp},
+    find::Found,
+    maps::{self, Mapping},
+    places,
+};
+use crate::recent::Recent;
+
+/// Files remembered for certain.
+const FILES: usize = 4096;
+/// Targets at the same time: each takes two file descriptors for a probe, and some 17 probes.
+const MAX_TARGETS: usize = 128;
+/// How long a target is kept that nobody maps: the next process that does is captured from its first call on.
+const LINGER: Duration = Duration::from_secs(600);
+/// The same for a file that is gone or replaced: a probe keeps its room on the disk.
+const LINGER_GONE: Duration = Duration::from_secs(5);
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Change {
+    /// To put probes on this.
+    Attach(Target),
+    /// To take the probes off the target with this id, for this reason.
+    Detach(u64, &'static str),
+    /// Nothing but to tell it: this file may hold TLS code and can't be probed.
+    Refuse(Error),
+}
+
+/// What is known of a file.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    Target(u64),
+    Other,
+}
+
+#[derive(Debug)]
+struct Known {
+    path: PathBuf,
+    beneath: Stamp,
+    stamp: Stamp,
+    /// Whether it stands in a usual place, and so stays though nobody maps it.
+    place: bool,
+    /// Somebody who maps it: process id, first address, address behind the last.
+    mapper: Option<(u32, u64, u64)>,
+    /// Since when nobody is known who maps it.
+    unmapped: Option<Instant>,
+}
+
+impl Known {
+    /// Whether nobody has mapped it for so long, or for so long the file that is gone.
+    fn is_due(&self, linger: Duration, linger_gone: Duration) -> bool {
+        let Some(since) = self.unmapped.filter(|_| !self.place) else { return false };
+        let elapsed = since.elapsed();
+        elapsed >= linger
+            || elapsed >= linger_gone && !file::stamp(&self.path).is_ok_and(|stamp| stamp == self.stamp)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Finder {
+    root: PathBuf,
+    proc: PathBuf,
+    exclude: Vec<String>,
+    seen: Recent<Stamp, Verdict>,
+    targets: HashMap<u64, Known>,
+    next: u64,
+    full: bool,
+    /// Whether files were parsed since somebody asked.
+    parsed: bool,
+}
+
+/// Takes the changes.
+pub type Sink<'a> = &'a mut dyn FnMut(Change);
+
+impl Finder {
+    /// Knows nothing yet; never looks into files whose path fits a pattern of `exclude`.
+    pub fn new(exclude: &[String]) -> Self {
+        Self::below(Path::new("/"), Path::new("/proc"), exclude)
+    }
+
+    fn below(root: &Path, proc: &Path, exclude: &[String]) -> Self {
+        Self {
+            root: root.into(),
+            proc: proc.into(),
+            exclude: exclude.to_vec(),
+            seen: Recent::new(FILES),
+            targets: HashMap::new(),
+            next: 0,
+            full: false,
+            parsed: false,
+        }
+    }
+
+    /// Looks into the usual places.
+    pub fn places(&mut self, sink: Sink<'_>) {
+        for path in places::candidates(&self.root) {
+            self.place(&path, sink);
+        }
+    }
+
+    /// Looks at what all processes have mapped.
+    pub fn scan(&mut self, sink: Sink<'_>) {
+        let Ok(processes) = maps::processes(&self.proc) else { return };
+        let mut done = HashSet::new();
+        for pid in processes {
+            let proc = self.proc.clone();
+            // A process may end, or be one that nobody may look into.
+            let _ = maps::each(&proc, pid, |Mapping { start, end, device, inode, .. }| {
+                if !done.contains(&(device, inode)) && self.mapped(pid, start, end, sink).is_ok() {
+                    done.insert((device, inode));
+                }
+            });
+            thread::yield_now();
+        }
+    }
+
+    /// Looks at what process `pid` has mapped at these addresses; an error: it is gone, or not to be read.
+    pub fn mapped(&mut self, pid: u32, start: u64, end: u64, sink: Sink<'_>) -> io::Result<()> {
+        let link = file::mapped(&self.proc, pid, start, end);
+        // Memory of a device is none of ours.
+        let stamp = match file::stamp(&link) {
+            Err(error) if error.kind() == io::ErrorKind::Other => return Ok(()),
+            stamp => stamp?,
+        };
+        match self.seen.peek(&stamp).copied() {
+            Some(Verdict::Other) => {}
+            Some(Verdict::Target(id)) if self.targets.contains_key(&id) => {
+                self.has_mapper(id, pid, start, end)
+            }
+            Some(Verdict::Target(_)) | None => {
+                let (path, _) = file::name(&link)?;
+                let opened = file::open(&link)?;
+                if let Some(id) = self.look(&path, opened, false, sink) {
+                    self.has_mapper(id, pid, start, end);
+                }
+            }
+        }
+        // Used now, so kept.
+        let verdict = self.seen.peek(&stamp).copied().unwrap_or(Verdict::Other);
+        self.seen.get_or_insert_with(stamp, || verdict);
+        Ok(())
+    }
+
+    /// Looks at a file that a process had mapped to run, and has no more: the next one that maps it is to be captured.
+    pub fn unmapped(&mut self, path: &Path, inode: u64, sink: Sink<'_>) {
+        // Another file may have that path here, in our mount namespace.
+        let Some(opened) = file::open(path).ok().filter(|opened| opened.stamp.inode() == inode) else {
+            return;
+        };
+        let known = self.seen.peek(&opened.stamp).copied();
+        if match known {
+            None => true,
+            Some(Verdict::Other) => false,
+            Some(Verdict::Target(id)) => !self.targets.contains_key(&id),
+        } {
+            self.look(path, opened, false, sink);
+        }
+    }
+
+    /// Looks after the targets: what stands in a usual place may have been replaced, and what a process mapped may be
+    /// mapped no more.
+    pub fn check(&mut self, sink: Sink<'_>) {
+        let mut replaced = Vec::new();
+        for known in self.targets.values_mut().filter(|known| known.place) {
+            if !file::stamp(&known.path).is_ok_and(|stamp| stamp == known.stamp) {
+                known.place = false;
+                replaced.push(known.path.clone());
+            }
+        }
+        for path in replaced {
+            self.place(&path, sink);
+        }
+        let mut lost = false;
+        for known in self.targets.values_mut().filter(|known| !known.place) {
+            let Some((pid, start, end)) = known.mapper else {
+                known.unmapped.get_or_insert_with(Instant::now);
+                continue;
+            };
+            let link = file::mapped(&self.proc, pid, start, end);
+            if !file::stamp(&link).is_ok_and(|stamp| stamp.same_inode(&known.stamp)) {
+                known.mapper = None;
+                known.unmapped = Some(Instant::now());
+                lost = true;
+            }
+        }
+        // Somebody else may have mapped it before; who does from now on is told.
+        if lost || self.targets.values().any(|known| known.is_due(LINGER, LINGER_GONE)) {
+            self.scan(sink);
+        }
+        self.let_go(LINGER, LINGER_GONE, sink);
+    }
+
+    /// Whether any target must be looked after closely.
+    pub fn is_watchful(&self) -> bool {
+        let soon = |since: Instant| since.elapsed() < 2 * LINGER_GONE;
+        self.targets.values().any(|known| !known.place && known.unmapped.is_none_or(soon))
+    }
+
+    /// Whether files were parsed since this was last asked: that takes memory.
+    pub fn has_parsed(&mut self) -> bool {
+        std::mem::take(&mut self.parsed)
+    }
+
+    fn let_go(&mut self, linger: Duration, linger_gone: Duration, sink: Sink<'_>) {
+        self.targets.retain(|id, known| {
+            let due = known.is_due(linger, linger_gone);
+            if due {
+                sink(Change::Detach(*id, "no process maps it any more"));
+            }
+            !due
+        });
+    }
+
+    fn has_mapper(&mut self, id: u64, pid: u32, start: u64, end: u64) {
+        if let Some(known) = self.targets.get_mut(&id) {
+            known.mapper = Some((pid, start, end));
+            known.unmapped = None;
+        }
+    }
+
+    fn place(&mut self, path: &Path, sink: Sink<'_>) {
+        match file::open(path) {
+            Ok(opened) => {
+                let libcrypto = super::libcrypto(path, &opened.file);
+                if let (Some(_), Some(libcrypto)) = (self.look(path, opened, true, sink), libcrypto) {
+                    self.place(&libcrypto, sink);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => sink(Change::Refuse(Error::Read { path: path.into(), source })),
+        }
+    }
+
+    /// Looks into a file that is not known with its present content; its id if it is a target.
+    fn look(&mut self, path: &Path, opened: Opened, place: bool, sink: Sink<'_>) -> Option<u64> {
+        let (stamp, beneath) = (opened.stamp, opened.beneath);
+        let known = self.targets.iter_mut().find(|(_, known)| known.beneath == beneath);
+        if let Some((id, known)) = known {
+            let id = *id;
+            known.place |= place;
+            self.remember(stamp, Verdict::Target(id));
+            return Some(id);
+        }
+        // Written to while it was probed: what is at the old offsets now, nobody knows.
+        self.targets.retain(|id, known| {
+            let rewritten = known.stamp.same_inode(&stamp);
+            if rewritten {
+                sink(Change::Detach(*id, "the file was changed"));
+            }
+            !rewritten
+        });
+        self.parsed = true;
+        let found = match examine(&self.exclude, path, &opened) {
+            Ok(found) => found,
+            Err(error) => {
+                if !self.remember(stamp, Verdict::Other) && (place || worth_telling(path, &error)) {
+                    sink(Change::Refuse(error));
+                }
+                return None;
+            }
+        }?;
+        if self.targets.len() >= MAX_TARGETS {
+            self.let_go(Duration::ZERO, Duration::ZERO, sink);
+        }
+        if self.targets.len() >= MAX_TARGETS {
+            if !std::mem::replace(&mut self.full, true) {
+                log::warn!(
+                    "not attached: library={} and others: {MAX_TARGETS} are watched, and more can't be; choose by --library or --exclude",
+                    path.display()
+                );
+            }
+            return None;
+        }
+        let id = self.next;
+        self.next += 1;
+        let path = path.to_path_buf();
+        self.targets
+            .insert(id, Known { path: path.clone(), beneath, stamp, place, mapper: None, unmapped: None });
+        self.remember(stamp, Verdict::Target(id));
+        sink(Change::Attach(Target { id, path, file: opened.file, found }));
+        Some(id)
+    }
+
+    /// Says whether it knew the file, with any verdict.
+    fn remember(&mut self, stamp: Stamp, verdict: Verdict) -> bool {
+        let known = self.seen.peek(&stamp).is_some();
+        *self.seen.get_or_insert_with(stamp, || verdict) = verdict;
+        known
+    }
+}
+
+/// What there is to probe in a file; none if its path fits a pattern of `exclude`.
+pub fn examine(exclude: &[String], path: &Path, opened: &Opened) -> Result<Option<Found>, Error> {
+    let name = path.as_os_str().as_encoded_bytes();
+    if exclude.iter().any(|pattern| file::fits(pattern.as_bytes(), name)) {
+        return Ok(None);
+    }
+    super::examine(path, opened).map(Some)
+}
+
+/// Whether a person would expect the file to be captured: most of what is mapped has nothing to do with TLS.
+pub fn worth_telling(path: &Path, error: &Error) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_tls = ["libssl", "conscrypt", "boringssl", "libcronet"].iter().any(|part| name.contains(part));
+    is_tls && matches!(error, Error::Foreign { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    /// A system of our own making: files, and processes that map them.
+    struct System {
+        folder: tempfile::TempDir,
+        finder: Finder,
+    }
+
+    impl System {
+        fn new(exclude: &[&str]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let exclude: Vec<String> = exclude.iter().map(|pattern| (*pattern).to_owned()).collect();
+            let finder = Finder::below(folder.path(), &folder.path().join("proc"), &exclude);
+            fs::create_dir(folder.path().join("proc")).unwrap();
+            Self { folder, finder }
+        }
+
+        fn path(&self, path: &str) -> PathBuf {
+            self.folder.path().join(path)
+        }
+
+        fn put(&self, path: &str, content: &[u8]) -> PathBuf {
+            let path = self.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            // As a package manager does it: a new file in the old one's place.
+            let _ = fs::remove_file(&path);
+            fs::write(&path, content).unwrap();
+            path
+        }
+
+        fn map(&self, pid: u32, path: &Path) {
+            let line = format!("1000-2000 r-xp 00000000 fe:00 {} {}\n", pid + 100, path.display());
+            self.put(&format!("proc/{pid}/maps"), line.as_bytes());
+            let links = self.path(&format!("proc/{pid}/map_files"));
+            fs::create_dir_all(&links).unwrap();
+            symlink(path, links.join("1000-2000")).unwrap();
+        }
+
+        fn end(&self, pid: u32) {
+            fs::remove_dir_all(self.path(&format!("proc/{pid}"))).unwrap();
+        }
+
+        fn changes(&mut self, act: impl FnOnce(&mut Finder, Sink<'_>)) -> Vec<String> {
+            let mut changes = Vec::new();
+            act(&mut self.finder, &mut |change| {
+                changes.push(match change {
+                    Change::Attach(target) => format!("attach {}", target.id),
+                    Change::Detach(id, why) => format!("detach {id}: {why}"),
+                    Change::Refuse(error) => format!("refuse: {error}"),
+                });
+            });
+            changes
+        }
+    }
+
+    /// A library with the functions: an ELF file as small as they come.
+    fn library() -> Vec<u8> {
+        super::super::tests::library(&["SSL_read", "SSL_write"])
+    }
+
+    #[test]
+    fn a_mapped_library_is_attached_once_however_many_map_it() {
+        let mut system = System::new(&[]);
+        let path = system.put("opt/libprivate.so", &library());
+        for pid in 1..10_000 {
+            system.map(pid, &path);
+        }
+        assert_eq!(system.changes(Finder::scan), ["attach 0"]);
+        assert_eq!(system.changes(Finder::scan), [""; 0]);
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+    }
+
+    #[test]
+    fn a_replaced_library_is_another_target_and_the_old_one_goes_with_its_last_process() {
+        let mut system = System::new(&[]);
+        let path = system.put("opt/libprivate.so", &library());
+        let old = system.put("opt/libprivate.so.old", &library());
+        system.map(1, &old);
+        assert_eq!(system.changes(Finder::scan), ["attach 0"]);
+        system.map(2, &path);
+        assert_eq!(
+            system.changes(|finder, sink| finder.mapped(2, 0x1000, 0x2000, sink).unwrap()),
+            ["attach 1"]
+        );
+        system.end(1);
+        assert_eq!(system.changes(Finder::check), [""; 0], "it is kept for a while");
+        let gone = "detach 0: no process maps it any more";
+        assert_eq!(
+            system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink)),
+            [gone]
+        );
+        // It comes back.
+        system.map(3, &old);
+        assert_eq!(system.changes(Finder::scan), ["attach 2"]);
+    }
+
+    #[test]
+    fn another_process_that_maps_a_target_keeps_it() {
+        let mut system = System::new(&[]);
+        let path = system.put("opt/libprivate.so", &library());
+        system.map(1, &path);
+        system.map(2, &path);
+        assert_eq!(system.changes(Finder::scan), ["attach 0"]);
+        for pid in [1, 2] {
+            system.end(pid);
+            system.map(pid + 2, &path);
+            assert_eq!(system.changes(Finder::check), [""; 0]);
+            assert_eq!(
+                system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink)),
+                [""; 0]
+            );
+        }
+    }
+
+    #[test]
+    fn a_library_that_is_written_to_is_attached_anew() {
+        let mut system = System::new(&[]);
+        let path = system.put("opt/libprivate.so", &library());
+        system.map(1, &path);
+        assert_eq!(system.changes(Finder::scan), ["attach 0"]);
+        fs::write(&path, [&library()[..], b"more"].concat()).unwrap();
+        assert_eq!(system.changes(Finder::scan), ["detach 0: the file was changed", "attach 1"]);
+    }
+
+    #[test]
+    fn a_usual_place_is_watched_unmapped_and_followed_when_replaced() {
+        let mut system = System::new(&[]);
+        system.put("usr/lib/libssl.so.3", &library());
+        assert_eq!(system.changes(Finder::places), ["attach 0"]);
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        assert!(!system.finder.is_watchful());
+        // Kept, so that its inode is not used again at once.
+        fs::rename(system.path("usr/lib/libssl.so.3"), system.path("old")).unwrap();
+        system.put("usr/lib/libssl.so.3", &library());
+        assert_eq!(system.changes(Finder::check), ["attach 1"]);
+        let gone = "detach 0: no process maps it any more";
+        assert_eq!(
+            system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink)),
+            [gone]
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_let_go_sooner_than_one_that_may_be_mapped_again() {
+        let mut system = System::new(&[]);
+        let kept = system.put("opt/kept.so", &library());
+        let gone = system.put("opt/gone.so", &library());
+        system.map(1, &kept);
+        system.map(2, &gone);
+        assert_eq!(system.changes(Finder::scan).len(), 2);
+        assert!(system.finder.is_watchful());
+        let gone = if system.finder.targets[&0].path == gone { 0 } else { 1 };
+        fs::remove_file(system.path("opt/gone.so")).unwrap();
+        system.end(1);
+        system.end(2);
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        let word = |id| format!("detach {id}: no process maps it any more");
+        let hour = Duration::from_secs(3600);
+        assert_eq!(system.changes(|finder, sink| finder.let_go(hour, Duration::ZERO, sink)), [word(gone)]);
+        assert_eq!(
+            system.changes(|finder, sink| finder.let_go(Duration::ZERO, hour, sink)),
+            [word(1 - gone)]
+        );
+    }
+
+    #[test]
+    fn what_a_short_process_had_mapped_is_attached_for_the_next_one() {
+        let mut system = System::new(&[]);
+        let path = system.put("opt/libprivate.so", &library());
+        let inode = file::stamp(&path).unwrap().inode();
+        assert_eq!(system.changes(|finder, sink| finder.unmapped(&path, inode + 1, sink)), [""; 0]);
+        assert_eq!(system.changes(|finder, sink| finder.unmapped(&path, inode, sink)), ["attach 0"]);
+        assert_eq!(system.changes(|finder, sink| finder.unmapped(&path, inode, sink)), [""; 0]);
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_excluded_is_not_looked_into() {
+        let mut system = System::new(&["*/opt/*"]);
+        let path = system.put("opt/libprivate.so", &library());
+        system.map(1, &path);
+        assert_eq!(system.changes(Finder::scan), [""; 0]);
+    }
+
+    #[test]
+    fn a_tls_library_that_cant_be_probed_is_told_once_and_other_files_never() {
+        let mut system = System::new(&[]);
+        let broken = system.put("opt/libssl.so", &library()[..100]);
+        let other = system.put("opt/other.so", &library()[..100]);
+        system.map(1, &broken);
+        system.map(2, &other);
+        let refusals = system.changes(Finder::scan);
+        assert!(refusals.len() == 1 && refusals[0].starts_with("refuse: "), "{refusals:?}");
+        assert!(refusals[0].contains("/opt/libssl.so"), "{refusals:?}");
+        assert_eq!(system.changes(Finder::scan), [""; 0]);
+    }
+
+    #[test]
+    fn targets_are_bounded() {
+        let mut system = System::new(&[]);
+        for pid in 1..=MAX_TARGETS as u32 + 10 {
+            let path = system.put(&format!("opt/{pid}.so"), &library());
+            system.map(pid, &path);
+        }
+        assert_eq!(system.changes(Finder::scan).len(), MAX_TARGETS);
+    }
+}

@@ -1,0 +1,158 @@
+//! What processes map is found: later, replaced, deleted, in another mount namespace; and let go with its last process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use plaintap_proto::Direction;
+use plaintap_tests::agent::Agent;
+use plaintap_tests::conversation::{self, Half, same_bytes};
+use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::pattern::pattern;
+use plaintap_tests::stream::Client;
+use plaintap_tests::{OPENSSL, need};
+use tempfile::TempDir;
+
+/// From a library's first mapping to its probes.
+const SOON: Duration = Duration::from_secs(2);
+
+/// A folder for libraries that no other test knows of.
+fn folder() -> Result<TempDir> {
+    Ok(TempDir::with_prefix("plaintap-tests-")?)
+}
+
+/// A copy of OpenSSL under a name that says nothing of TLS, and so of its own inode, in place of what had the name.
+fn copy(folder: &Path, name: &str) -> Result<PathBuf> {
+    let (path, new) = (folder.join(name), folder.join("new"));
+    fs::copy(need::library(OPENSSL)?, &new)?;
+    fs::rename(new, &path)?;
+    Ok(path)
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("not UTF-8")
+}
+
+/// Waits for the agent's word, from line `from` on, that `path` is attached; the number of the next line.
+fn attached(agent: &Agent, from: usize, path: &Path) -> Result<usize> {
+    let line = format!(" attached library={} ", path.display());
+    Ok(agent.log().wait_for(from, &line, |said| said.contains(&line))?.0 + 1)
+}
+
+/// Lets the driver write on a connection of its own, and checks that all of it is seen.
+fn is_seen(driver: &mut Driver, agent: &Agent, seed: u32) -> Result<()> {
+    let mut client = Client::connect(&agent.url)?;
+    let connection = driver.open()?;
+    driver.write(Side::Client, 1000, seed)?;
+    for half in [
+        Half::of_driver(driver, Side::Client, Direction::Written),
+        Half::of_driver(driver, Side::Server, Direction::Read),
+    ] {
+        let seen = conversation::wait_for(&mut client, &half.on(&connection), 1000)?;
+        same_bytes("what the driver wrote", &seen.bytes, &pattern(1000, seed))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_library_that_a_later_process_maps_is_attached_within_two_seconds() -> Result<()> {
+    let folder = folder()?;
+    let agent = Agent::start(&[])?;
+    let mut times = Vec::new();
+    for (seed, name) in (1..).zip(["one.so", "two.so", "three.so"]) {
+        let path = copy(folder.path(), name)?;
+        let before = Instant::now();
+        let mut driver = Driver::start(text(&path)?)?;
+        attached(&agent, 0, &path)?;
+        times.push(before.elapsed());
+        is_seen(&mut driver, &agent, seed)?;
+        driver.quit()?;
+    }
+    // The other tests keep the machine busy.
+    ensure!(times.iter().min().is_some_and(|least| *least < SOON), "{times:?}");
+    Ok(())
+}
+
+#[test]
+fn a_library_that_was_deleted_while_in_use_is_attached() -> Result<()> {
+    let folder = folder()?;
+    let path = copy(folder.path(), "gone.so")?;
+    let mut driver = Driver::start(text(&path)?)?;
+    fs::remove_file(&path)?;
+    let agent = Agent::start(&[])?;
+    attached(&agent, 0, &path)?;
+    is_seen(&mut driver, &agent, 1)?;
+    driver.quit()
+}
+
+#[test]
+fn a_library_in_another_mount_namespace_is_attached() -> Result<()> {
+    let (before, after) = (folder()?, folder()?);
+    let mut first = Driver::start_apart(OPENSSL, before.path(), "hidden.so")?;
+    let agent = Agent::start(&[])?;
+    let mut second = Driver::start_apart(OPENSSL, after.path(), "hidden.so")?;
+    for (folder, driver) in [(&before, &mut first), (&after, &mut second)] {
+        let path = folder.path().join("hidden.so");
+        ensure!(!path.exists(), "{path:?} can be seen from here");
+        attached(&agent, 0, &path)?;
+        is_seen(driver, &agent, 1)?;
+    }
+    first.quit()?;
+    second.quit()
+}
+
+#[test]
+fn a_replaced_library_is_attached_anew_and_the_old_one_let_go_with_its_last_process() -> Result<()> {
+    let folder = folder()?;
+    let path = copy(folder.path(), "replaced.so")?;
+    let mut old = Driver::start(text(&path)?)?;
+    let agent = Agent::start(&[])?;
+    let next = attached(&agent, 0, &path)?;
+    copy(folder.path(), "replaced.so")?;
+    let mut new = Driver::start(text(&path)?)?;
+    let next = attached(&agent, next, &path)?;
+    is_seen(&mut old, &agent, 1)?;
+    is_seen(&mut new, &agent, 2)?;
+    old.quit()?;
+    let line = format!(" detached library={}", path.display());
+    agent.log().wait_for(next, &line, |said| said.contains(&line))?;
+    is_seen(&mut new, &agent, 3)?;
+    new.quit()?;
+    let said = agent.log().all();
+    ensure!(said.iter().filter(|said| said.contains(&line)).count() == 1, "{said:#?}");
+    Ok(())
+}
+
+#[test]
+fn what_is_excluded_is_left_alone() -> Result<()> {
+    let folder = folder()?;
+    fs::create_dir(folder.path().join("quiet"))?;
+    let quiet = copy(folder.path(), "quiet/library.so")?;
+    let loud = copy(folder.path(), "library.so")?;
+    let agent = Agent::start(&["--exclude", "*/quiet/*"])?;
+    let quiet_driver = Driver::start(text(&quiet)?)?;
+    let mut driver = Driver::start(text(&loud)?)?;
+    // It came later, so the other one was passed by.
+    attached(&agent, 0, &loud)?;
+    is_seen(&mut driver, &agent, 1)?;
+    let said = agent.log().all();
+    ensure!(!said.iter().any(|said| said.contains(text(&quiet).unwrap_or_default())), "{said:#?}");
+    quiet_driver.quit()?;
+    driver.quit()
+}
+
+/// The names of the agent's threads.
+fn threads(agent: &Agent) -> Result<Vec<String>> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.parent()))?;
+    tasks.map(|task| Ok(fs::read_to_string(task?.path().join("comm"))?.trim().to_owned())).collect()
+}
+
+#[test]
+fn who_said_what_to_watch_has_no_scan() -> Result<()> {
+    for (arguments, scans) in [(&[][..], true), (&["--no-scan"], false), (&["--library", OPENSSL], false)] {
+        let threads = threads(&Agent::start(arguments)?)?;
+        assert_eq!(threads.iter().any(|name| name == "plaintapd-scan"), scans, "{arguments:?}: {threads:?}");
+    }
+    Ok(())
+}
