@@ -39,8 +39,10 @@ chmod +x "$linker"
 export ZIG_GLOBAL_CACHE_DIR=$device/zig-cache ZIG_LOCAL_CACHE_DIR=$device/zig-cache
 
 # Joined by a byte that no path holds. The last prefix that fits wins. `self-contained=no`: zig brings crt1.o and libc.
+# A panic aborts, so nobody unwinds: the tables for it would be a sixth of the program.
 flags=(
   -Ctarget-feature=+crt-static
+  -Cforce-unwind-tables=no
   -Clink-self-contained=no
   --remap-path-prefix="$root=/plaintap"
   --remap-path-prefix="$target=/target"

@@ -62,7 +62,15 @@ impl Events {
     /// Begins to watch; needs CAP_PERFMON or root.
     pub fn open() -> io::Result<Self> {
         let online = fs::read_to_string(ONLINE)?;
-        let rings = cpus(&online).into_iter().map(Ring::open).collect::<io::Result<_>>()?;
+        let mut rings = Vec::new();
+        for cpu in cpus(&online) {
+            match Ring::open(cpu) {
+                Ok(ring) => rings.push(ring),
+                // It went offline just now; the list will differ at the next look.
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(Self { rings, online })
     }
 

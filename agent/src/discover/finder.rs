@@ -224,6 +224,11 @@ impl Finder {
             }
             !due
         });
+        if self.full && self.targets.len() < MAX_TARGETS {
+            // There is room for what had to be passed by.
+            self.full = false;
+            self.seen = Recent::new(FILES);
+        }
     }
 
     fn has_mapper(&mut self, id: u64, pid: u32, start: u64, end: u64) {
@@ -284,6 +289,8 @@ impl Finder {
                     path.display()
                 );
             }
+            // Not to parse it again and again.
+            self.remember(stamp, Verdict::Other);
             return None;
         }
         let id = self.next;
@@ -388,8 +395,9 @@ mod tests {
     fn a_mapped_library_is_attached_once_however_many_map_it() {
         let mut system = System::new(&[]);
         let path = system.put("opt/libprivate.so", &library());
-        for pid in 1..10_000 {
-            system.map(pid, &path);
+        system.map(1, &path);
+        for pid in 2..=10_000 {
+            symlink("1", system.path(&format!("proc/{pid}"))).unwrap();
         }
         assert_eq!(system.changes(Finder::scan), ["attach 0"]);
         assert_eq!(system.changes(Finder::scan), [""; 0]);
@@ -529,5 +537,21 @@ mod tests {
             system.map(pid, &path);
         }
         assert_eq!(system.changes(Finder::scan).len(), MAX_TARGETS);
+        assert_eq!(system.changes(Finder::scan), [""; 0]);
+        // Some go, and there is room for the others.
+        for pid in 1..=MAX_TARGETS as u32 + 10 {
+            let watched = system
+                .finder
+                .targets
+                .values()
+                .any(|known| known.mapper.is_some_and(|mapper| mapper.0 == pid));
+            if watched && pid < 20 {
+                system.end(pid);
+            }
+        }
+        system.changes(Finder::check);
+        let gone = system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink)).len();
+        assert!(gone > 0);
+        assert_eq!(system.changes(Finder::scan).len(), gone.min(10));
     }
 }
