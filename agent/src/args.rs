@@ -4,7 +4,6 @@ use std::{
     fmt,
     fs::File,
     io::Read,
-    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -12,8 +11,7 @@ use std::{
 use argh::FromArgs;
 use plaintap_abi::choice;
 
-/// The port of eCaptureQ. Source: shared/protocol.md.
-pub const DEFAULT_PORT: u16 = 28257;
+use crate::listen::Place;
 
 /// Streams the plaintext of TLS connections on this device to eCaptureQ clients, such as `plaintap watch`.
 #[derive(FromArgs, Debug)]
@@ -28,6 +26,8 @@ pub const DEFAULT_PORT: u16 = 28257;
   {command_name} --uid 1000-1999 --comm '!curl'",
     example = "Watch one library and nothing else:
   {command_name} --library /opt/app/lib/libssl.so",
+    example = "Serve adb forward tcp:28257 localabstract:plaintap, and whoever knows the token over USB:
+  {command_name} --ecaptureq ws+unix:@plaintap --ecaptureq ws://usb0:28257/ --token-file /data/local/token",
     example = "Watch all but what one folder holds:
   {command_name} --exclude '/opt/quiet/*'",
     example = "What there is to capture, and whether this device is fit for it:
@@ -47,10 +47,23 @@ filters, --snaplen and --log-level.",
     error_code(6, "a library is not usable")
 )]
 pub struct Args {
-    /// where clients connect: ws://HOST:PORT/, HOST a loopback address, port 0 for any free one (default:
-    /// ws://127.0.0.1:28257/)
-    #[argh(option, default = "Listen::default()", arg_name = "url")]
-    pub ecaptureq: Listen,
+    /// where clients connect: ws://ADDRESS:PORT/ (port 0: any free one), ws://INTERFACE:PORT/, ws+unix:/PATH or
+    /// ws+unix:@NAME (abstract); repeatable (default: ws://127.0.0.1:28257/)
+    #[argh(option, arg_name = "url")]
+    pub ecaptureq: Vec<Place>,
+    /// let this user id or range of them connect too (always may: root, who started plaintapd, on Android the shell);
+    /// repeatable
+    #[argh(option, arg_name = "range")]
+    pub allow_uid: Vec<Uids>,
+    /// ask every client for the token in this file; a must where other devices can connect
+    #[argh(option, arg_name = "path")]
+    pub token_file: Option<PathBuf>,
+    /// clients at the same time (default: 64)
+    #[argh(option, default = "MaxClients(64)", arg_name = "number")]
+    pub max_clients: MaxClients,
+    /// the user that the half becomes that talks to clients (default: nobody, on Android the shell)
+    #[argh(option, arg_name = "user")]
+    pub user: Option<String>,
     /// a TLS library or a program that contains one; repeatable (default: what is in the usual places, and what processes
     /// have mapped, now or later)
     #[argh(option, arg_name = "path")]
@@ -137,8 +150,8 @@ plaintapd had been started.",
 )]
 pub struct DoctorArgs {
     /// where clients will connect (default: ws://127.0.0.1:28257/)
-    #[argh(option, default = "Listen::default()", arg_name = "url")]
-    pub ecaptureq: Listen,
+    #[argh(option, arg_name = "url")]
+    pub ecaptureq: Vec<Place>,
 }
 
 /// What the command line asks for.
@@ -186,8 +199,17 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
 }
 
 /// Flags that are given once: the command line's stands before the file's.
-const ONCE: [&str; 6] =
-    ["--ecaptureq", "--snaplen", "--journal-size", "--slow-client", "--ring-size", "--log-level"];
+const ONCE: [&str; 9] = [
+    "--ecaptureq",
+    "--token-file",
+    "--max-clients",
+    "--user",
+    "--snaplen",
+    "--journal-size",
+    "--slow-client",
+    "--ring-size",
+    "--log-level",
+];
 
 /// Takes out flags that have values, with their values.
 fn drop_flags(args: &mut Vec<String>, flags: &[String]) {
@@ -331,45 +353,18 @@ impl FromStr for Snaplen {
     }
 }
 
-/// An address for clients to connect to, from an eCaptureQ URL.
+/// How many clients may be connected at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen(pub SocketAddr);
+pub struct MaxClients(pub u32);
 
-impl Default for Listen {
-    fn default() -> Self {
-        Self((Ipv4Addr::LOCALHOST, DEFAULT_PORT).into())
-    }
-}
-
-impl FromStr for Listen {
+impl FromStr for MaxClients {
     type Err = String;
 
-    fn from_str(url: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("{url:?} {why}; try ws://127.0.0.1:{DEFAULT_PORT}/");
-        let rest = url
-            .get(..5)
-            .filter(|scheme| scheme.eq_ignore_ascii_case("ws://"))
-            .and_then(|_| url.get(5..))
-            .ok_or_else(|| wrong("is no ws:// URL"))?;
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let (host, port) = match authority.rsplit_once(':') {
-            // The colons of an IPv6 address stand inside its brackets.
-            Some((host, port)) if !port.ends_with(']') => {
-                (host, port.parse().map_err(|_| wrong("has no port number after its colon"))?)
-            }
-            _ => (authority, DEFAULT_PORT),
-        };
-        let address = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-            Some(v6) => v6.parse::<std::net::Ipv6Addr>().ok().map(Into::into),
-            None if host.eq_ignore_ascii_case("localhost") => Some(Ipv4Addr::LOCALHOST.into()),
-            None => host.parse::<Ipv4Addr>().ok().map(Into::into),
-        };
-        let address: std::net::IpAddr =
-            address.ok_or_else(|| wrong("has no IP address or localhost as its host"))?;
-        if !address.is_loopback() {
-            return Err(wrong("is not a loopback address, and only this device may connect for now"));
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(number) if (1..=1024).contains(&number) => Ok(Self(number)),
+            _ => Err(format!("{text:?} is no number from 1 to 1024")),
         }
-        Ok(Self((address, port).into()))
     }
 }
 
@@ -446,7 +441,7 @@ mod tests {
     fn a_flag_takes_its_value_in_either_form() {
         for args in [&["--ecaptureq", "ws://127.0.0.1:9000/"][..], &["--ecaptureq=ws://127.0.0.1:9000/"]] {
             let Parsed::Run(args) = parsed(args).unwrap() else { panic!("not a run") };
-            assert_eq!(args.ecaptureq, Listen("127.0.0.1:9000".parse().unwrap()));
+            assert_eq!(args.ecaptureq, [Place::Tcp("127.0.0.1:9000".parse().unwrap())]);
         }
     }
 
@@ -454,48 +449,13 @@ mod tests {
     fn run_may_be_said_and_left_out() {
         let pid = Chosen { value: 7, choice: choice::INCLUDE };
         assert!(matches!(parsed(&["run", "--pid=7"]), Ok(Parsed::Run(args)) if args.pid == [pid]));
-        assert!(matches!(parsed(&[]), Ok(Parsed::Run(args)) if args.ecaptureq == Listen::default()));
+        assert!(matches!(parsed(&[]), Ok(Parsed::Run(args)) if args.ecaptureq.is_empty()));
     }
 
     #[test]
     fn help_and_version_are_printed() {
         assert!(matches!(parsed(&["--help"]), Ok(Parsed::Print(text)) if text.contains("Examples:")));
         assert!(matches!(parsed(&["--version"]), Ok(Parsed::Print(text)) if text.starts_with("plaintapd ")));
-    }
-
-    #[test]
-    fn a_url_may_lack_port_slash_or_have_any_path() {
-        for (url, address) in [
-            ("ws://127.0.0.1:1", "127.0.0.1:1"),
-            ("WS://localhost/x?y", "127.0.0.1:28257"),
-            ("ws://[::1]:5/", "[::1]:5"),
-            ("ws://[::1]", "[::1]:28257"),
-            ("ws://127.9.9.9:0/", "127.9.9.9:0"),
-        ] {
-            assert_eq!(url.parse(), Ok(Listen(address.parse().unwrap())), "{url}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_url_is_an_error_that_names_it() {
-        for url in [
-            "",
-            "ws:/",
-            "http://127.0.0.1:1/",
-            "ws://",
-            "ws://:1/",
-            "ws://127.0.0.1:x/",
-            "ws://127.0.0.1:65536/",
-            "ws://8.8.8.8:1/",
-            "ws://0.0.0.0:28257/",
-            "ws://::1:5/",
-            "ws://example.org/",
-            "é",
-        ] {
-            let error = parsed(&["--ecaptureq", url]).unwrap_err().to_string();
-            assert!(error.contains(&format!("{url:?}")), "{error}");
-            assert!(!error.contains('\n'), "{error}");
-        }
     }
 
     #[test]
@@ -542,13 +502,6 @@ mod tests {
     }
 
     proptest::proptest! {
-        #[test]
-        fn any_url_is_a_loopback_address_or_an_error(url in "(ws://)?[ -~]{0,40}") {
-            if let Ok(Listen(address)) = url.parse() {
-                proptest::prop_assert!(address.ip().is_loopback());
-            }
-        }
-
         #[test]
         fn any_command_line_has_an_answer(args: Vec<String>) {
             let _ = parse(args.into_iter().filter(|arg| !arg.contains("config")));

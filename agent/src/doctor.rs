@@ -8,12 +8,13 @@ use std::{fmt::Write, fs, path::Path};
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::{
-    args::{self, DoctorArgs},
+    args::DoctorArgs,
     capture::{self, Capture, SocketHook, btf, filters::Filters},
     discover::{
         Target, events,
         survey::{Survey, survey},
     },
+    listen::{self, Place},
     run::{self, chain},
 };
 
@@ -79,11 +80,16 @@ pub fn examine(args: &DoctorArgs) -> Vec<Finding> {
         Ok(_) => ok("perf events: libraries are seen as soon as a process maps them"),
         Err(error) => warning(format!("perf events: {error}: libraries that are mapped later are found within 10 s, not at once; run as root, with CONFIG_PERF_EVENTS")),
     });
-    let args::Listen(address) = args.ecaptureq;
-    findings.push(match run::listen(args.ecaptureq) {
-        Ok(_) => ok(format!("port: {address} is free")),
-        Err(error) => failure(error),
-    });
+    let default = [Place::default()];
+    for place in if args.ecaptureq.is_empty() { &default[..] } else { &args.ecaptureq } {
+        findings.push(match listen::listen_at(place) {
+            Ok(_) => {
+                listen::remove(place);
+                ok(format!("port: {place} is free"))
+            }
+            Err(error) => failure(error.into()),
+        });
+    }
     findings.extend(libraries(&survey));
     findings
 }

@@ -5,7 +5,6 @@
 
 use std::{
     io::{self, Write},
-    net::TcpListener,
     process::ExitCode,
 };
 
@@ -15,8 +14,12 @@ use nix::{
 };
 
 use crate::{
-    args::{self, Parsed},
-    attach, capture, discover, doctor, link, list, serve,
+    args::{self, Args, Parsed},
+    attach, capture, discover, doctor, link, list,
+    listen::{self, Listener, Place},
+    privileges::{self, Account},
+    serve,
+    server::{self, Gate, Token},
 };
 
 /// Why the program ended.
@@ -25,19 +28,20 @@ pub enum Error {
     /// The command line makes no sense.
     #[error(transparent)]
     Usage(#[from] args::UsageError),
-    /// The listener's address is taken.
+    /// Nothing listens where clients are to connect.
+    #[error(transparent)]
+    Listen(#[from] listen::Error),
+    /// The token's file is of no use.
+    #[error(transparent)]
+    Token(#[from] server::TokenError),
+    /// Other devices could connect.
     #[error(
-        "{0} is in use; end what listens there, or choose another port with --ecaptureq ws://127.0.0.1:PORT/"
+        "{0} can be reached from other devices, and nothing is encrypted there; give --token-file, or use ws://127.0.0.1:28257/"
     )]
-    AddressInUse(std::net::SocketAddr),
-    /// The listener can't be made.
-    #[error("can't listen on {address}")]
-    Listen {
-        /// Where.
-        address: std::net::SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
+    NeedsToken(Place),
+    /// The user to become is not known.
+    #[error("{0}")]
+    Account(String),
     /// What to capture makes no sense here.
     #[error(transparent)]
     Filters(#[from] capture::filters::Error),
@@ -67,13 +71,17 @@ impl Error {
     /// The exit code that scripts can tell it by.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Filters(_) => 2,
+            Self::Usage(_) | Self::Filters(_) | Self::Token(_) | Self::NeedsToken(_) | Self::Account(_) => 2,
             Self::Capture(capture::Error::NotPermitted { .. }) => 3,
             Self::Capture(_) => 4,
-            Self::AddressInUse(_) => 5,
+            Self::Listen(listen::Error::InUse(_)) => 5,
             Self::Discover(_) => 6,
-            Self::Listen { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 3,
-            Self::Listen { .. } | Self::Link(_) | Self::HalfGone(_) | Self::System { .. } => 1,
+            Self::Listen(listen::Error::System { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                3
+            }
+            Self::Listen(_) | Self::Link(_) | Self::HalfGone(_) | Self::System { .. } => 1,
         }
     }
 
@@ -133,7 +141,10 @@ fn run() -> Result<u8, Error> {
             return Ok(doctor::exit_code(&findings));
         }
     };
-    let listener = listen(args.ecaptureq)?;
+    let token = args.token_file.as_deref().map(Token::read).transpose()?;
+    let account = Account::find(args.user.as_deref()).map_err(Error::Account)?;
+    let listeners = listeners(&args)?;
+    privileges::hide().map_err(Error::system("keep others out of the memory"))?;
     // Both halves: the attaching one waits for these signals, and tells the serving one.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -146,11 +157,16 @@ fn run() -> Result<u8, Error> {
     match unsafe { fork() }.map_err(Error::system("start the serving half"))? {
         ForkResult::Child => {
             drop(ours);
-            serve::run(theirs, listener, &args)?;
+            serve::run(theirs, listeners, &args, Gate::new(&args.allow_uid, token), account)?;
         }
         ForkResult::Parent { child } => {
-            drop((theirs, listener));
-            attach::run(ours, &args, &signals, child)?;
+            let bound = listeners.iter().filter(|listener| !listener.handed_over);
+            let places: Vec<_> = bound.map(|listener| listener.place.clone()).collect();
+            drop((theirs, listeners));
+            let ended = attach::run(ours, &args, &signals, child);
+            // The other half may not.
+            places.iter().for_each(listen::remove);
+            ended?;
         }
     }
     Ok(0)
@@ -171,12 +187,19 @@ pub fn arguments() -> impl Iterator<Item = String> {
     std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned())
 }
 
-/// Takes the port that clients will connect to.
-pub fn listen(args::Listen(address): args::Listen) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => Error::AddressInUse(address),
-        _ => Error::Listen { address, source },
-    })
+/// Listens where clients are to connect: where the command line and the service manager say.
+fn listeners(args: &Args) -> Result<Vec<Listener>, Error> {
+    let mut listeners = listen::handed_over()?;
+    let default = if listeners.is_empty() { vec![Place::default()] } else { Vec::new() };
+    let places = if args.ecaptureq.is_empty() { &default } else { &args.ecaptureq };
+    let mut all = listeners.iter().map(|listener| &listener.place).chain(places);
+    if let Some(place) = all.find(|place| !place.is_local() && args.token_file.is_none()) {
+        return Err(Error::NeedsToken(place.clone()));
+    }
+    for place in places {
+        listeners.push(listen::listen_at(place)?);
+    }
+    Ok(listeners)
 }
 
 #[cfg(test)]

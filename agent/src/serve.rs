@@ -5,7 +5,6 @@
 use std::{
     cell::RefCell,
     io::Read,
-    net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     rc::Rc,
     time::{Duration, Instant},
@@ -24,8 +23,10 @@ use crate::{
     },
     flow::{Clock, Flow, Outcome},
     link::{self, Link, Message},
+    listen::Listener,
+    privileges::{self, Account},
     run::Error,
-    server::Server,
+    server::{Gate, Server},
     stream::Stream,
 };
 
@@ -35,7 +36,13 @@ const SLICE: usize = 256;
 const LOG_LINES: usize = 256;
 
 /// Runs until the attaching half ends, or asks for the end.
-pub fn run(link: Link, listener: TcpListener, args: &Args) -> Result<(), Error> {
+pub fn run(
+    link: Link,
+    listeners: Vec<Listener>,
+    args: &Args,
+    gate: Gate,
+    account: Account,
+) -> Result<(), Error> {
     let mut early = Vec::new();
     let (ring, counters, tails) = loop {
         match link.receive()? {
@@ -60,14 +67,15 @@ pub fn run(link: Link, listener: TcpListener, args: &Args) -> Result<(), Error> 
             let _ = lines.try_send(line.to_owned());
         }),
     );
-    let server = Server::new(stream, counters, args.slow_client);
+    // What is to be mapped is mapped; before 5.12 that took a capability.
+    privileges::drop_all(account).map_err(Error::system("give up privileges"))?;
+    let server = Server::new(stream, counters, gate, args);
     let executor = Rc::new(LocalExecutor::new());
     let main = async {
-        let address = listener.local_addr().map_err(Error::system("listen"))?;
-        let listener = Async::new(listener).map_err(Error::system("listen"))?;
         executor.spawn(keep_log(Rc::clone(&server), new_lines)).detach();
-        executor.spawn(Rc::clone(&server).accept(Rc::clone(&executor), listener)).detach();
-        log::info!("listening url=ws://{address}/");
+        for listener in listeners {
+            server.listen(&executor, listener).map_err(Error::system("listen"))?;
+        }
         let flow = RefCell::new(Flow::default());
         let mut drain = Drain {
             ring,

@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    cell::RefCell,
     io,
     net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
@@ -16,7 +17,12 @@ use smol::{
 };
 use tungstenite::handshake::derive_accept_key;
 
-use super::{query::Query, within};
+use super::{
+    gate::{Gate, Lack},
+    peer::Peer,
+    query::{self, Query},
+    within,
+};
 
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 8 << 10;
@@ -71,19 +77,28 @@ const FULL: Refusal =
 pub async fn admit(
     socket: &mut Async<TcpStream>,
     run_id: &str,
+    peer: &Peer,
+    gate: &RefCell<Gate>,
     full: impl Fn() -> bool,
 ) -> Result<(Query, Vec<u8>), Error> {
-    let local = socket.get_ref().local_addr()?.ip();
     let (mut head, end) = match within(DEADLINE, read_head(socket)).await? {
         Some(read) => read,
         None => return Err(refuse(socket, TOO_LARGE).await),
     };
-    let key = match judge(&head[..end], local) {
-        Ok(_) if full() => return Err(refuse(socket, FULL).await),
-        Ok(key) => key,
+    let target = target(&head[..end]);
+    let key = match judge(&head[..end], peer.local) {
+        Ok(Request { key, bearer }) => {
+            let token = bearer.or_else(|| query::token(target));
+            let lack = gate.borrow_mut().lacks(peer, token.as_deref());
+            match lack {
+                Some(lack) => return Err(refuse(socket, lacking(lack)).await),
+                None if full() => return Err(refuse(socket, FULL).await),
+                None => key,
+            }
+        }
         Err(refusal) => return Err(refuse(socket, refusal).await),
     };
-    let query = match Query::parse(target(&head[..end])) {
+    let query = match Query::parse(target) {
         Ok(query) => query,
         Err(wrong) => {
             let refusal = Refusal { status: "400 Bad Request", sentence: wrong.to_string().into() };
@@ -156,8 +171,17 @@ async fn refuse(socket: &mut Async<TcpStream>, refusal: Refusal) -> Error {
     }
 }
 
-/// The answer's `Sec-WebSocket-Accept` for a request that may come in at the listener's address `local`.
-fn judge(head: &[u8], local: IpAddr) -> Result<String, Refusal> {
+/// What a sound request says.
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    /// The answer's `Sec-WebSocket-Accept`.
+    key: String,
+    /// The token of its `Authorization`, if it has one.
+    bearer: Option<Vec<u8>>,
+}
+
+/// Looks at a request to the listener's address `local`, whoever sent it.
+fn judge(head: &[u8], local: IpAddr) -> Result<Request, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(head) {
@@ -200,7 +224,39 @@ fn judge(head: &[u8], local: IpAddr) -> Result<String, Refusal> {
         return Err(NO_UPGRADE);
     }
     let key = only("sec-websocket-key").filter(|key| is_key(key)).ok_or(BAD_KEY)?;
-    Ok(derive_accept_key(key))
+    let bearer = only("authorization").and_then(bearer).map(<[u8]>::to_vec);
+    Ok(Request { key: derive_accept_key(key), bearer })
+}
+
+/// The token in an Authorization header. Source: RFC 6750, section 2.1.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+/// How a client is told what it lacks.
+fn lacking(lack: Lack) -> Refusal {
+    const FORBIDDEN: &str = "403 Forbidden";
+    match lack {
+        Lack::User(uid) => Refusal {
+            status: FORBIDDEN,
+            sentence: format!(
+                "User id {uid} may not read this stream; start plaintapd with --allow-uid {uid} if it is to."
+            )
+            .into(),
+        },
+        Lack::Unknown => Refusal::new(
+            FORBIDDEN,
+            "The system does not say whose process this connection is of; connect to a Unix socket (--ecaptureq ws+unix:).",
+        ),
+        Lack::Token => Refusal::new(
+            "401 Unauthorized",
+            "This stream wants its token, as Authorization: Bearer TOKEN or as ?token=TOKEN.",
+        ),
+        Lack::Patience => {
+            Refusal::new("429 Too Many Requests", "Too many wrong tokens came from here; wait a minute.")
+        }
+    }
 }
 
 /// Whether a Host header means this device, by an address and not by a name that somebody's DNS could point here.
@@ -239,6 +295,7 @@ mod tests {
 
     fn judged(lines: &str) -> Result<String, Refusal> {
         judge(format!("GET /x?y=z HTTP/1.1\r\n{lines}\r\n").as_bytes(), "127.0.0.1".parse().unwrap())
+            .map(|request| request.key)
     }
 
     fn with(lines: &str) -> Result<String, Refusal> {

@@ -2,7 +2,10 @@
 //!
 //! Owns the stream and all that sessions share.
 
+mod gate;
 mod handshake;
+mod listeners;
+mod peer;
 mod progress;
 mod query;
 mod session;
@@ -10,25 +13,25 @@ mod session;
 use std::{
     cell::{Cell, RefCell},
     io,
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use async_tungstenite::WebSocketStream;
 use event_listener::{Event, EventListener};
-use smol::{Async, LocalExecutor, Timer, future};
+pub use gate::{Gate, Token, TokenError, is_android};
+use peer::Peer;
+use smol::{Async, Timer, future};
 use tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::{
-    args::SlowClient,
+    args::{Args, SlowClient},
     capture::counters::{Counters, Losses},
     log::Limiter,
     stream::Stream,
 };
 
-/// Clients at a time; each costs memory for what it is being sent.
-const MAX_CLIENTS: u32 = 64;
 /// Connections that have not finished their handshake, at a time.
 const MAX_HANDSHAKES: u32 = 16;
 /// Incoming messages are read and dropped; none needs to be larger.
@@ -46,6 +49,8 @@ pub struct Server {
     clients: Cell<u32>,
     handshakes: Cell<u32>,
     slow_client: SlowClient,
+    gate: RefCell<Gate>,
+    max_clients: u32,
     limiter: RefCell<Limiter>,
 }
 
@@ -68,8 +73,8 @@ impl Drop for Place<'_> {
 }
 
 impl Server {
-    /// A server for `stream` that tells of the losses in `counters`.
-    pub fn new(stream: Stream, counters: Counters, slow_client: SlowClient) -> Rc<Self> {
+    /// A server for `stream` that tells of the losses in `counters`, to those whom `gate` lets in.
+    pub fn new(stream: Stream, counters: Counters, gate: Gate, args: &Args) -> Rc<Self> {
         Rc::new(Self {
             stream: RefCell::new(stream),
             counters,
@@ -77,7 +82,9 @@ impl Server {
             stopping: Cell::new(false),
             clients: Cell::new(0),
             handshakes: Cell::new(0),
-            slow_client,
+            slow_client: args.slow_client,
+            gate: RefCell::new(gate),
+            max_clients: args.max_clients.0,
             limiter: RefCell::new(Limiter::new(Instant::now())),
         })
     }
@@ -90,29 +97,6 @@ impl Server {
     /// What was lost before the journal.
     pub fn losses(&self) -> Losses {
         self.counters.losses()
-    }
-
-    /// Accepts clients at `listener` for ever.
-    pub async fn accept<'a>(
-        self: Rc<Self>,
-        executor: Rc<LocalExecutor<'a>>,
-        listener: Async<std::net::TcpListener>,
-    ) where
-        Self: 'a,
-    {
-        loop {
-            match listener.accept().await {
-                Ok((socket, peer)) => {
-                    let server = Rc::clone(&self);
-                    executor.spawn(async move { server.connection(socket, peer).await }).detach();
-                }
-                Err(error) => {
-                    // Out of descriptors, or a connection that was gone before it was taken.
-                    self.note(|| format!("can't accept a client: {error}"));
-                    Timer::after(Duration::from_millis(100)).await;
-                }
-            }
-        }
     }
 
     /// Takes leave of all clients, bounded in time.
@@ -145,14 +129,14 @@ impl Server {
         }
     }
 
-    async fn connection(&self, mut socket: Async<TcpStream>, peer: SocketAddr) {
+    async fn connection(&self, mut socket: Async<TcpStream>, peer: Peer) {
         let Some(handshake) = Place::take(&self.handshakes, MAX_HANDSHAKES) else {
             self.note(|| format!("refused client peer={peer}: too many unfinished handshakes"));
             return;
         };
         let run_id = self.stream.borrow().run_id().to_owned();
-        let full = || self.clients.get() >= MAX_CLIENTS;
-        let (query, rest) = match handshake::admit(&mut socket, &run_id, full).await {
+        let full = || self.clients.get() >= self.max_clients;
+        let (query, rest) = match handshake::admit(&mut socket, &run_id, &peer, &self.gate, full).await {
             Ok(admitted) => admitted,
             Err(error) => {
                 self.note(|| format!("refused client peer={peer}: {}", crate::run::chain(&error)));
@@ -160,7 +144,7 @@ impl Server {
             }
         };
         drop(handshake);
-        let Some(place) = Place::take(&self.clients, MAX_CLIENTS) else { return };
+        let Some(place) = Place::take(&self.clients, self.max_clients) else { return };
         self.note(|| format!("client connected peer={peer} clients={}", self.clients.get()));
         progress::prepare(&socket);
         let written = Cell::new(0);

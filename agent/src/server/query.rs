@@ -146,6 +146,12 @@ pub fn pairs(target: &str) -> impl Iterator<Item = Result<(String, String), Wron
     })
 }
 
+/// The token in a request's target, for whoever decides who comes in.
+pub fn token(target: &str) -> Option<Vec<u8>> {
+    let token = pairs(target).filter_map(Result::ok).find(|(key, _)| key == "token");
+    token.map(|(_, value)| value.into_bytes())
+}
+
 fn decoded(text: &str) -> Result<String, Wrong> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

@@ -11,7 +11,7 @@ use plaintap_tests::conversation::{self, Half, same_bytes};
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::pattern::pattern;
 use plaintap_tests::stream::Client;
-use plaintap_tests::{OPENSSL, need};
+use plaintap_tests::{OPENSSL, need, until};
 use tempfile::TempDir;
 
 /// From a library's first mapping to its probes.
@@ -150,9 +150,16 @@ fn threads(agent: &Agent) -> Result<Vec<String>> {
 
 #[test]
 fn who_said_what_to_watch_has_no_scan() -> Result<()> {
-    for (arguments, scans) in [(&[][..], true), (&["--no-scan"], false), (&["--library", OPENSSL], false)] {
-        let threads = threads(&Agent::start(arguments)?)?;
-        assert_eq!(threads.iter().any(|name| name == "plaintapd-scan"), scans, "{arguments:?}: {threads:?}");
+    let scans =
+        |agent: &Agent| Ok::<_, anyhow::Error>(threads(agent)?.iter().any(|name| name == "plaintapd-scan"));
+    let agent = Agent::start(&[])?;
+    // A thread gives itself its name.
+    until("the thread that scans", || Ok(scans(&agent)?.then_some(())))?;
+    for arguments in [&["--no-scan"][..], &["--library", OPENSSL]] {
+        let agent = Agent::start(arguments)?;
+        let mut client = Client::connect(&agent.url)?;
+        client.ping(b"started")?;
+        ensure!(!scans(&agent)?, "{arguments:?}: {:?}", threads(&agent)?);
     }
     Ok(())
 }

@@ -1,0 +1,89 @@
+//! What a process gives up for good: the serving half everything, since it reads from the network.
+
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+    },
+    unistd::{Gid, Uid, User, geteuid, setgroups, setresgid, setresuid},
+};
+
+use crate::server::is_android;
+
+/// Android's shell, whose only use there is to be nobody of importance. Source: AOSP, android_filesystem_config.h.
+const SHELL: u32 = 2000;
+/// Linux's "nobody". Source: Debian's /etc/passwd; the kernel's own overflow id.
+const NOBODY: u32 = 65_534;
+
+/// A user to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+impl Account {
+    /// The user that `name` says, a name or a number; without one, who matters least.
+    pub fn find(name: Option<&str>) -> Result<Self, String> {
+        let Some(name) = name else {
+            let id = if is_android() { SHELL } else { NOBODY };
+            return Ok(Self { uid: id, gid: id });
+        };
+        if let Ok(id) = name.parse() {
+            let gid = User::from_uid(Uid::from_raw(id)).ok().flatten().map_or(id, |user| user.gid.as_raw());
+            return Ok(Self { uid: id, gid });
+        }
+        match User::from_name(name) {
+            Ok(Some(user)) => Ok(Self { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),
+            _ => Err(format!("--user {name:?} is no user of this system; name one, or a user id")),
+        }
+    }
+}
+
+/// Leaves no core, and lets nobody look into this process's memory but who may look into any.
+pub fn hide() -> Result<(), Errno> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    prctl::set_dumpable(false)
+}
+
+/// Becomes `account`, if this is root, with no capability and no way to get one.
+pub fn drop_all(account: Account) -> Result<(), Errno> {
+    prctl::set_no_new_privs()?;
+    if geteuid().is_root() {
+        let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
+        setgroups(&[])?;
+        setresgid(gid, gid, gid)?;
+        setresuid(uid, uid, uid)?;
+    }
+    // Who is not root may have been given some.
+    drop_capabilities()?;
+    // To become another user has undone it.
+    prctl::set_dumpable(false)
+}
+
+/// Source: capset(2).
+fn drop_capabilities() -> Result<(), Errno> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION_3, 0];
+    let none = [0_u32; 6];
+    // SAFETY: both are as large as the call's version says, and it only reads them.
+    #[expect(unsafe_code, reason = "capset has no safe wrapper")]
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_are_found_by_name_and_number() {
+        assert_eq!(Account::find(Some("root")), Ok(Account { uid: 0, gid: 0 }));
+        assert_eq!(Account::find(Some("4000000")), Ok(Account { uid: 4_000_000, gid: 4_000_000 }));
+        assert_eq!(Account::find(None), Ok(Account { uid: NOBODY, gid: NOBODY }));
+        let error = Account::find(Some("no such user")).unwrap_err();
+        assert!(error.contains("no such user"), "{error}");
+    }
+}
