@@ -33,6 +33,9 @@ const MAX_CLIENTS: u32 = 64;
 const MAX_HANDSHAKES: u32 = 16;
 /// Incoming messages are read and dropped; none needs to be larger.
 const MAX_INCOMING: usize = 64 << 10;
+/// Log lines that clients may cause at once, and a second.
+const NOTES: u32 = 64;
+const NOTES_PER_SECOND: u32 = 8;
 /// How long a client may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -78,7 +81,7 @@ impl Server {
             clients: Cell::new(0),
             handshakes: Cell::new(0),
             slow_client,
-            limiter: RefCell::new(Limiter::new(Instant::now())),
+            limiter: RefCell::new(Limiter::new(NOTES, NOTES_PER_SECOND, Instant::now())),
         })
     }
 
