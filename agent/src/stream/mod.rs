@@ -20,7 +20,7 @@ use journal::Journal;
 pub use journal::{Cursor, Item, Subject};
 use logbuff::{Kept, Logbuff};
 
-/// Log lines that are taken at once, and a second: a few KiB, for which few events have to go.
+/// Log lines that are taken at once, and a second: tens of KiB, for which few events have to go.
 const LINES: u32 = 512;
 const LINES_PER_SECOND: u32 = 16;
 
