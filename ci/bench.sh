@@ -5,7 +5,7 @@
 #   bash ci/bench.sh stream     what 1, 8 and 64 clients get at most, how late, and what that costs the agent
 #   bash ci/bench.sh idle       memory, wakeups and CPU time of plaintapd when nothing happens
 #
-# ROUNDS (7) is how often each case has its turn; MILLISECONDS (5000) how long a stream's latency and rest are measured;
+# ROUNDS (7) is how often each case has its turn; MILLISECONDS (5000) how long a stream's latency is measured, and a sixth of its rest;
 # PLAINTAP_BIN_DIR names the folder of a built plaintapd.
 set -euo pipefail
 # shellcheck source=ci/lib.sh

@@ -78,29 +78,28 @@ fn line(time: SystemTime, level: Level, text: &str) -> String {
     line
 }
 
-/// Keeps what clients cause from flooding the log: a burst, then so many lines a second.
+/// Keeps what others cause from flooding the log: a burst, then so many lines a second.
 #[derive(Debug)]
 pub struct Limiter {
+    burst: u32,
+    per_second: u32,
     left: u32,
     suppressed: u64,
     last: Instant,
 }
 
 impl Limiter {
-    const BURST: u32 = 64;
-    const PER_SECOND: u32 = 8;
-
     /// A limiter with its whole burst to give.
-    pub fn new(now: Instant) -> Self {
-        Self { left: Self::BURST, suppressed: 0, last: now }
+    pub fn new(burst: u32, per_second: u32, now: Instant) -> Self {
+        Self { burst, per_second, left: burst, suppressed: 0, last: now }
     }
 
     /// Whether a line may pass at `now`: `Some(n)` if so, after n that might not.
     pub fn pass(&mut self, now: Instant) -> Option<u64> {
         let seconds = now.duration_since(self.last).as_secs();
         if seconds > 0 {
-            let earned = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(Self::PER_SECOND);
-            self.left = self.left.saturating_add(earned).min(Self::BURST);
+            let earned = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(self.per_second);
+            self.left = self.left.saturating_add(earned).min(self.burst);
             self.last += Duration::from_secs(seconds);
         }
         match self.left.checked_sub(1) {
@@ -136,7 +135,7 @@ mod tests {
     #[test]
     fn a_flood_is_cut_and_what_was_cut_is_counted() {
         let start = Instant::now();
-        let mut limiter = Limiter::new(start);
+        let mut limiter = Limiter::new(64, 8, start);
         assert_eq!((0..100).filter(|_| limiter.pass(start).is_some()).count(), 64);
         assert_eq!(limiter.pass(start + Duration::from_secs(1)), Some(36));
         assert_eq!(limiter.pass(start + Duration::from_secs(1)), Some(0));

@@ -36,6 +36,9 @@ use crate::{
 const MAX_HANDSHAKES: u32 = 16;
 /// Incoming messages are read and dropped; none needs to be larger.
 const MAX_INCOMING: usize = 64 << 10;
+/// Log lines that clients may cause at once, and a second.
+const NOTES: u32 = 64;
+const NOTES_PER_SECOND: u32 = 8;
 /// How long a client may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -85,7 +88,7 @@ impl Server {
             slow_client: args.slow_client,
             gate: RefCell::new(gate),
             max_clients: args.max_clients.0,
-            limiter: RefCell::new(Limiter::new(Instant::now())),
+            limiter: RefCell::new(Limiter::new(NOTES, NOTES_PER_SECOND, Instant::now())),
         })
     }
 

@@ -1,7 +1,7 @@
-//! Whether a client takes what it is sent: its socket with a count of what it has accepted.
+//! A client's socket: what it holds, what the client has accepted, and how much is read of it at a time.
 //!
 //! A client may be as slow as it likes, since it costs no more than its socket's buffer; one that takes nothing at all keeps a
-//! place that others want.
+//! place that others want. And one that sends without end must not keep the others waiting.
 
 use std::{
     cell::Cell,
@@ -27,6 +27,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// the journal, which all clients share, holds more than that for all of them.
 const SEND_BUFFER: usize = 128 << 10;
 
+/// Reads in a row before other tasks get a turn. A message in endless fragments would be read for ever.
+const READS: u32 = 4;
+
 mod raw {
     use nix::libc;
 
@@ -46,17 +49,18 @@ pub fn reset(socket: Async<TcpStream>) {
     let _ = setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
 }
 
-/// A client's socket that counts what is written.
+/// A client's socket that counts what is written and bounds what is read at a time.
 #[derive(Clone, Copy)]
 pub struct Counted<'a> {
     socket: &'a Async<TcpStream>,
     written: &'a Cell<u64>,
+    reads: u32,
 }
 
 impl<'a> Counted<'a> {
     /// Counts in `written`.
     pub fn new(socket: &'a Async<TcpStream>, written: &'a Cell<u64>) -> Self {
-        Self { socket, written }
+        Self { socket, written, reads: 0 }
     }
 
     /// Waits until the client has accepted nothing for `patience` though there was something. Found out after a third more
@@ -93,7 +97,14 @@ impl<'a> Counted<'a> {
 
 impl AsyncRead for Counted<'_> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_read(cx, into)
+        if self.reads >= READS {
+            self.reads = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let polled = Pin::new(&mut self.socket).poll_read(cx, into);
+        self.reads = if polled.is_ready() { self.reads + 1 } else { 0 };
+        polled
     }
 }
 
@@ -117,7 +128,10 @@ impl AsyncWrite for Counted<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read, net::TcpListener};
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+    };
 
     use smol::{
         future,
@@ -146,6 +160,33 @@ mod tests {
             false
         };
         future::or(stuck, late).await
+    }
+
+    #[test]
+    fn who_sends_without_end_lets_others_have_a_turn() {
+        smol::block_on(async {
+            let (socket, mut client) = pair();
+            client.write_all(&[7; 1000]).unwrap();
+            let written = Cell::new(0);
+            let mut counted = Counted::new(&socket, &written);
+            let (mut read, turns) = (0, Cell::new(0));
+            let reading = async {
+                while read < 1000 {
+                    let mut byte = [0];
+                    counted.read_exact(&mut byte).await.unwrap();
+                    read += 1;
+                }
+            };
+            let others = async {
+                loop {
+                    future::yield_now().await;
+                    turns.set(turns.get() + 1);
+                }
+            };
+            future::or(reading, others).await;
+            // But for the first and the last turn.
+            assert!(turns.get() >= 1000 / READS - 2, "{turns:?}");
+        });
     }
 
     #[test]

@@ -14,11 +14,15 @@ use bytes::Bytes;
 use plaintap_proto::{Event, Heartbeat, LogEntry, LogType, log_entry::Payload};
 use prost::Message;
 
-use crate::capture::counters::Losses;
+use crate::{capture::counters::Losses, log::Limiter};
 
 use journal::Journal;
 pub use journal::{Cursor, Item, Subject};
 use logbuff::{Kept, Logbuff};
+
+/// Log lines that are taken at once, and a second: tens of KiB, for which few events have to go.
+const LINES: u32 = 512;
+const LINES_PER_SECOND: u32 = 16;
 
 /// The stream of one run.
 #[derive(Debug)]
@@ -27,6 +31,7 @@ pub struct Stream {
     started: Instant,
     journal: Journal,
     logbuff: Logbuff,
+    limiter: Limiter,
     captured_events: u64,
     captured_bytes: u64,
 }
@@ -52,6 +57,7 @@ impl Stream {
             started: Instant::now(),
             journal: Journal::new(journal_size),
             logbuff: Logbuff::default(),
+            limiter: Limiter::new(LINES, LINES_PER_SECOND, Instant::now()),
             captured_events: 0,
             captured_bytes: 0,
         }
@@ -74,8 +80,17 @@ impl Stream {
         self.journal.append(entry.encode_to_vec().into(), Some(subject));
     }
 
-    /// Adds a line of the program's log for all clients, those that come later included.
+    /// Adds a line of the program's log for all clients, those that come later included; unless there are too many, which
+    /// the next line tells.
     pub fn log(&mut self, line: &str) {
+        match self.limiter.pass(Instant::now()) {
+            Some(0) => self.add_line(line),
+            Some(suppressed) => self.add_line(&format!("{line} suppressed_lines={suppressed}")),
+            None => {}
+        }
+    }
+
+    fn add_line(&mut self, line: &str) {
         let seq = self.journal.next_seq();
         let message = run_log(line, seq);
         self.logbuff.append(seq, message.clone());
@@ -218,6 +233,16 @@ mod tests {
         assert_eq!((beat.captured_events, beat.captured_bytes), (1, 10));
         assert_eq!((beat.lost_events, beat.lost_bytes), (6, 7));
         assert_eq!((beat.missed_messages, beat.missed_bytes, beat.clients), (4, 5, 2));
+    }
+
+    #[test]
+    fn a_flood_of_log_lines_does_not_wash_the_events_away() {
+        let mut stream = stream();
+        let event = stream.end();
+        stream.event(Event::default(), Rc::default());
+        (0..100_000).for_each(|number| stream.log(&format!("line {number}")));
+        assert!(matches!(stream.read(&mut { event }, |_| true), Some(Item::Message(_))));
+        assert!(stream.end().seq() < 2_000, "{:?}", stream.end());
     }
 
     #[test]

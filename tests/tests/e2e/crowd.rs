@@ -106,6 +106,7 @@ fn in_a_full_house_those_who_read_get_everything_and_those_who_do_not_cost_nothi
         }
     }
     let after = memory(serving)?;
+    println!("KiB of the serving half's own memory: {before} before, {after} after");
     ensure!(after <= before + GROWTH, "{before} KiB before, {after} KiB after");
     drop((idle, readers));
     Ok(())

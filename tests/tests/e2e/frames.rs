@@ -2,10 +2,14 @@
 
 use std::io::Write;
 use std::net::Shutdown;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
+use plaintap_proto::Direction;
 use plaintap_tests::agent::Agent;
-use plaintap_tests::raw::wait_for_end;
+use plaintap_tests::conversation::{self, Half};
+use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::raw::{ask, handshake, wait_for_end};
 use plaintap_tests::stream::Client;
 use plaintap_tests::{BORINGSSL, PATIENCE};
 
@@ -138,5 +142,39 @@ fn a_close_is_answered_with_its_code_and_whoever_ends_its_side_is_gone() -> Resu
         stream.set_read_timeout(Some(PATIENCE))?;
         wait_for_end(stream)?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_message_in_endless_fragments_keeps_nobody_waiting() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let agent = Agent::watching(driver.pid(), BORINGSSL)?;
+    let mut good = Client::connect(&agent.url)?;
+    let flood = Client::connect_with(&agent.url, &[])?;
+    let mut stream = flood.tcp().try_clone()?;
+    stream.write_all(&frame(TEXT, b""))?;
+    let flooding = thread::spawn(move || {
+        let fragments = frame(CONTINUED, b"").repeat(20_000);
+        // Until the connection is shut down.
+        while stream.write_all(&fragments).is_ok() {}
+    });
+    let half = Half::of_driver(&driver, Side::Server, Direction::Read);
+    for count in 1..=50 {
+        driver.write(Side::Client, 100, count)?;
+        conversation::wait_for(&mut good, &half, 100 * count as usize)?;
+    }
+    // A new client comes in too.
+    Client::connect(&agent.url)?;
+    flood.tcp().shutdown(Shutdown::Both)?;
+    flooding.join().map_err(|_| anyhow::anyhow!("the flood panicked"))
+}
+
+#[test]
+fn compression_is_not_agreed_to() -> Result<()> {
+    let agent = Agent::start(&["--library", BORINGSSL])?;
+    let offer = [("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")];
+    let answer = ask(agent.port, &handshake("/", agent.port, &offer))?;
+    assert_eq!(answer.status, 101, "{}", answer.text);
+    ensure!(!answer.text.to_lowercase().contains("sec-websocket-extensions"), "{}", answer.text);
     Ok(())
 }

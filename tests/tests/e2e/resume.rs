@@ -99,7 +99,9 @@ fn what_is_gone_is_told_exactly() -> Result<()> {
     let run = client.run_id().context("no run id")?.to_owned();
     let known = journal(&client).last().context("nothing")?.0;
     drop(client);
+    let mut other = Client::connect(&agent.url)?;
     driver.write(Side::Client, 1_000_000, 2)?;
+    other.ping(b"captured")?;
 
     let mut back = Client::connect(&after(&agent, known, &run))?;
     back.ping(b"what is left")?;

@@ -9,6 +9,7 @@ use plaintap_tests::conversation::{self, Half};
 use plaintap_tests::driver::{Driver, Side, fact};
 use plaintap_tests::stream::{Client, Received};
 
+/// Written at a time, and captured twice, at both ends. The journal holds it, so that the quick client may read it afterwards.
 const MEGABYTE: u32 = 1_000_000;
 
 /// Bytes of the journal's own size and of both ends' socket buffers are far less than this many megabytes, twice.
@@ -18,7 +19,7 @@ const MEGABYTES: u32 = 24;
 fn a_slow_client_is_told_what_it_missed_and_a_quick_one_gets_all() -> Result<()> {
     let mut driver = Driver::start(BORINGSSL)?;
     let pid = driver.pid().to_string();
-    let agent = Agent::start(&["--library", BORINGSSL, "--pid", &pid, "--journal-size", "2M"])?;
+    let agent = Agent::start(&["--library", BORINGSSL, "--pid", &pid, "--journal-size", "4M"])?;
     let mut quick = Client::connect(&agent.url)?;
     let mut slow = Client::connect(&agent.url)?;
     let half = Half::of_driver(&driver, Side::Server, Direction::Read);
@@ -56,7 +57,7 @@ fn a_slow_client_is_disconnected_where_that_is_asked_for_and_may_come_back() -> 
     let mut driver = Driver::start(BORINGSSL)?;
     let pid = driver.pid().to_string();
     let arguments =
-        ["--library", BORINGSSL, "--pid", &pid, "--journal-size", "2M", "--slow-client=disconnect"];
+        ["--library", BORINGSSL, "--pid", &pid, "--journal-size", "4M", "--slow-client=disconnect"];
     let agent = Agent::start(&arguments)?;
     let mut quick = Client::connect(&agent.url)?;
     let mut slow = Client::connect(&agent.url)?;
