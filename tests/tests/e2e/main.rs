@@ -25,3 +25,4 @@ mod refusals;
 mod resume;
 mod rubbish;
 mod slow_clients;
+mod trust;
