@@ -124,8 +124,8 @@ case $profile in
     need_compiler
     need_device
     need_cargo test
-    install "AOSP's BoringSSL and its tool, and OpenSSL, for the end-to-end tests" \
-      android-boringssl android-libboringssl openssl
+    install "AOSP's BoringSSL and its tool, OpenSSL and ip, for the end-to-end tests" \
+      android-boringssl android-libboringssl openssl iproute2
     install "to rebuild the eBPF objects" libstd-rust-web-dev-bpf llvm-22
     ;;
   *) usage 2 >&2 ;;
