@@ -12,7 +12,7 @@ source "$(dirname "$0")/lib.sh"
 
 # Modules of tests/tests/e2e, or single tests. Each start of an agent costs the verifier's seconds on an emulated CPU.
 tests=(addresses:: payloads:: losses::what_is_lost http::an_http lifecycle::killing_the_attaching_half
-  engines::an_engine_has engines::an_engine_whose connections::a_connection_outlives)
+  engines::an_engine_has engines::an_engine_whose connections::a_connection_outlives discovery::a_library)
 # For the second CPU: what a probe sees and where it is put, in each library.
 tests_max=(payloads::every_size addresses::ipv4_addresses_are_right_on_a_connection_older)
 # For each machine, from switching on; on a busy host it takes three times as long.

@@ -12,6 +12,9 @@ use nix::{
     sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs},
 };
 
+/// Stands for the device of a file beneath an overlay, which nobody tells.
+const OVERLAID: u64 = 0;
+
 /// Tells a file from another, and from itself before it was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stamp {
@@ -43,11 +46,20 @@ impl Stamp {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
+    /// Whether both are of one file, where either may be of what an overlay shows of it.
+    pub fn is_beneath(&self, other: &Self) -> bool {
+        let same = |stamp: &Self| (stamp.inode, stamp.modified, stamp.size);
+        let overlaid = self.device == OVERLAID || other.device == OVERLAID;
+        same(self) == same(other) && (overlaid || self.device == other.device)
+    }
+
     /// Of the file beneath an overlay: every container's overlay is a device of its own, over the same files. A probe
     /// belongs to the file beneath, so two on it would see everything twice.
     fn beneath(self, file: &File) -> Self {
         match fstatfs(file) {
-            Ok(system) if system.filesystem_type() == OVERLAYFS_SUPER_MAGIC => Self { device: 0, ..self },
+            Ok(system) if system.filesystem_type() == OVERLAYFS_SUPER_MAGIC => {
+                Self { device: OVERLAID, ..self }
+            }
             _ => self,
         }
     }

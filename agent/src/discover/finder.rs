@@ -54,8 +54,8 @@ struct Known {
     stamp: Stamp,
     /// Whether it stands in a usual place, and so stays though nobody maps it.
     place: bool,
-    /// Somebody who maps it: process id, first address, address behind the last.
-    mapper: Option<(u32, u64, u64)>,
+    /// Somebody who maps it: process id, first address, address behind the last, and the file as that process sees it.
+    mapper: Option<(u32, u64, u64, Stamp)>,
     /// Since when nobody is known who maps it.
     unmapped: Option<Instant>,
 }
@@ -140,13 +140,13 @@ impl Finder {
         match self.seen.peek(&stamp).copied() {
             Some(Verdict::Other) => {}
             Some(Verdict::Target(id)) if self.targets.contains_key(&id) => {
-                self.has_mapper(id, pid, start, end)
+                self.has_mapper(id, (pid, start, end, stamp))
             }
             Some(Verdict::Target(_)) | None => {
                 let (path, _) = file::name(&link)?;
                 let opened = file::open(&link)?;
                 if let Some(id) = self.look(&path, opened, false, sink) {
-                    self.has_mapper(id, pid, start, end);
+                    self.has_mapper(id, (pid, start, end, stamp));
                 }
             }
         }
@@ -187,12 +187,12 @@ impl Finder {
         }
         let mut lost = false;
         for known in self.targets.values_mut().filter(|known| !known.place) {
-            let Some((pid, start, end)) = known.mapper else {
+            let Some((pid, start, end, seen)) = known.mapper else {
                 known.unmapped.get_or_insert_with(Instant::now);
                 continue;
             };
             let link = file::mapped(&self.proc, pid, start, end);
-            if !file::stamp(&link).is_ok_and(|stamp| stamp.same_inode(&known.stamp)) {
+            if !file::stamp(&link).is_ok_and(|stamp| stamp.same_inode(&seen)) {
                 known.mapper = None;
                 known.unmapped = Some(Instant::now());
                 lost = true;
@@ -231,9 +231,9 @@ impl Finder {
         }
     }
 
-    fn has_mapper(&mut self, id: u64, pid: u32, start: u64, end: u64) {
+    fn has_mapper(&mut self, id: u64, mapper: (u32, u64, u64, Stamp)) {
         if let Some(known) = self.targets.get_mut(&id) {
-            known.mapper = Some((pid, start, end));
+            known.mapper = Some(mapper);
             known.unmapped = None;
         }
     }
@@ -254,7 +254,7 @@ impl Finder {
     /// Looks into a file that is not known with its present content; its id if it is a target.
     fn look(&mut self, path: &Path, opened: Opened, place: bool, sink: Sink<'_>) -> Option<u64> {
         let (stamp, beneath) = (opened.stamp, opened.beneath);
-        let known = self.targets.iter_mut().find(|(_, known)| known.beneath == beneath);
+        let known = self.targets.iter_mut().find(|(_, known)| known.beneath.is_beneath(&beneath));
         if let Some((id, known)) = known {
             let id = *id;
             known.place |= place;

@@ -49,7 +49,7 @@ pub struct Survey {
 
 /// Looks at everything, but for files whose path fits a pattern of `exclude`.
 pub fn survey(root: &Path, proc: &Path, exclude: &[String]) -> Survey {
-    let mut surveyor = Surveyor { exclude, survey: Survey::default(), known: HashMap::new() };
+    let mut surveyor = Surveyor { exclude, survey: Survey::default(), known: Vec::new() };
     for path in places::candidates(root) {
         match file::open(&path) {
             Ok(opened) => drop(surveyor.row(&path, false, &opened, true)),
@@ -93,13 +93,13 @@ pub fn survey(root: &Path, proc: &Path, exclude: &[String]) -> Survey {
 struct Surveyor<'a> {
     exclude: &'a [String],
     survey: Survey,
-    known: HashMap<Stamp, Option<usize>>,
+    known: Vec<(Stamp, Option<usize>)>,
 }
 
 impl Surveyor<'_> {
     /// The row of a file, if it is worth one.
     fn row(&mut self, path: &Path, deleted: bool, opened: &Opened, place: bool) -> Option<usize> {
-        if let Some(row) = self.known.get(&opened.beneath) {
+        if let Some((_, row)) = self.known.iter().find(|(stamp, _)| stamp.is_beneath(&opened.beneath)) {
             return *row;
         }
         let found = finder::examine(self.exclude, path, opened);
@@ -115,7 +115,7 @@ impl Surveyor<'_> {
             }
             _ => None,
         };
-        self.known.insert(opened.beneath, row);
+        self.known.push((opened.beneath, row));
         row
     }
 

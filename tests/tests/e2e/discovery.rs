@@ -103,6 +103,29 @@ fn a_library_in_another_mount_namespace_is_attached() -> Result<()> {
 }
 
 #[test]
+fn containers_that_share_a_file_beneath_their_overlays_have_it_probed_once() -> Result<()> {
+    let (lower, one, two) = (folder()?, folder()?, folder()?);
+    let path = copy(lower.path(), "shared.so")?;
+    let mut drivers = vec![Driver::start(text(&path)?)?];
+    for folder in [&one, &two] {
+        drivers.push(Driver::start_overlaid(lower.path(), "shared.so", folder.path())?);
+    }
+    let agent = Agent::start(&[])?;
+    // Found later than what was mapped before the agent started.
+    let last = copy(lower.path(), "last.so")?;
+    let last_driver = Driver::start(text(&last)?)?;
+    attached(&agent, 0, &last)?;
+    for (seed, driver) in (1..).zip(&mut drivers) {
+        is_seen(driver, &agent, seed)?;
+    }
+    let said = agent.log().all();
+    let times = said.iter().filter(|said| said.contains(" attached ") && said.contains("shared.so")).count();
+    ensure!(times == 1, "{said:#?}");
+    last_driver.quit()?;
+    drivers.into_iter().try_for_each(Driver::quit)
+}
+
+#[test]
 fn a_replaced_library_is_attached_anew_and_the_old_one_let_go_with_its_last_process() -> Result<()> {
     let folder = folder()?;
     let path = copy(folder.path(), "replaced.so")?;
