@@ -87,7 +87,7 @@ impl Assembler {
         let mut out = vec![];
         let key = Key::of(event);
         self.clock += 1;
-        let connection = self.connections.entry(key.clone()).or_insert_with(Connection::default);
+        let connection = self.connections.entry(key.clone()).or_default();
         self.recent.remove(&connection.used);
         self.recent.insert(self.clock, key);
         connection.used = self.clock;
@@ -102,6 +102,20 @@ impl Assembler {
             self.held -= connection.held;
             self.let_go += 1;
             connection.finish(&mut out, "let go: too much was open at once");
+        }
+        out
+    }
+
+    /// Bodies that end with their connections, of which nothing came since `before` (ns since 1970): that a connection
+    /// ended is not told.
+    pub fn rest(&mut self, before: i64) -> Vec<Item> {
+        let mut out = vec![];
+        for key in self.recent.values() {
+            if let Some(connection) = self.connections.get_mut(key)
+                && let Parser::Http1(http1) = &mut connection.parser
+            {
+                http1.rest(before, &mut out);
+            }
         }
         out
     }

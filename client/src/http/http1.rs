@@ -363,6 +363,26 @@ impl Http1 {
         Turn::Http2(self.halves.each_mut().map(|half| std::mem::take(&mut half.buffer)))
     }
 
+    /// Hands out responses that end with the connection, if nothing came since `before`.
+    pub(super) fn rest(&mut self, before: i64, out: &mut Vec<Item>) {
+        for side in 0..2 {
+            let Some((exchange, true)) = self.current(side) else { continue };
+            let quiet = exchange.response.as_ref().is_some_and(|response| response.message.ended < before);
+            if !quiet || self.halves[side].state != State::UntilClose {
+                continue;
+            }
+            if let Some((exchange, _)) = self.current(side) {
+                exchange.notes.push("ends with the connection: no more came so far".to_owned());
+            }
+            (self.halves[side].state, self.halves[side].current, self.halves[side].raw) =
+                (State::Head, None, true);
+            while let Some(pending) = self.pending.pop_front() {
+                self.gone += 1;
+                out.push(Item::Exchange(Box::new(pending.exchange)));
+            }
+        }
+    }
+
     /// Hands out all that is pending.
     pub(super) fn finish(&mut self, why: &str, context: &mut Context) {
         while !self.pending.is_empty() {
