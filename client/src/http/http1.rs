@@ -285,7 +285,9 @@ impl Http1 {
     }
 
     fn hand_out(&mut self, index: usize, context: &mut Context) {
-        if let Some(pending) = self.pending.remove(index) {
+        if let Some(mut pending) = self.pending.remove(index) {
+            // More may be known of the connection by now.
+            pending.exchange.origin = context.origin.clone();
             // Only ever from the front, so that numbers stay right.
             self.gone += 1;
             context.out.push(Item::Exchange(Box::new(pending.exchange)));

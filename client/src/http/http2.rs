@@ -307,6 +307,8 @@ impl Http2 {
 
     fn hand_out(&mut self, number: u32, why: &str, context: &mut Context) {
         let Some(mut stream) = self.streams.remove(&number) else { return };
+        // More may be known of the connection by now.
+        stream.exchange.origin = context.origin.clone();
         if !why.is_empty() {
             stream.exchange.notes.push(why.to_owned());
         }

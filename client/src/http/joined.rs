@@ -29,8 +29,8 @@ impl Joined {
 /// What events of one connection have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Key {
-    /// The agent's number, and the process that it counts for.
-    Numbered(u64, i64, u64),
+    /// The agent's number, and the process. Its start is no part: it is not known from the first event on.
+    Numbered(u64, i64),
     /// The addresses and the process.
     Addresses(i64, String, u32, String, u32),
     /// The uuid without its direction.
@@ -40,7 +40,7 @@ pub(super) enum Key {
 impl Key {
     pub(super) fn of(event: &Event) -> Self {
         if event.connection_id != 0 {
-            Self::Numbered(event.connection_id, event.pid, event.process_start)
+            Self::Numbered(event.connection_id, event.pid)
         } else if event.src_port != 0 && event.dst_port != 0 {
             // Not the uuid: a program may read and write on different threads.
             let (src, dst) = (event.src_ip.clone(), event.dst_ip.clone());

@@ -310,6 +310,17 @@ fn a_server_without_offsets_is_joined_as_it_comes() {
 }
 
 #[test]
+fn what_becomes_known_of_a_process_later_is_told_and_makes_no_other_connection() {
+    let mut assembler = Assembler::new(Limits::default());
+    assembler.push(&event(1, 0, b"GET /a HTTP/1.1\r\n\r\n"));
+    let known =
+        Event { process_start: 9, app: "/usr/bin/curl".to_owned(), ..event(0, 0, b"HTTP/1.1 204 N\r\n\r\n") };
+    let items = assembler.push(&known);
+    assert_eq!(summary(&items), [r#"GET /a "" | 204 """#]);
+    assert_eq!(exchanges(&items)[0].origin.app, "/usr/bin/curl");
+}
+
+#[test]
 fn what_a_server_sends_again_is_not_shown_again() {
     let mut assembler = Assembler::new(Limits::default());
     let request = b"GET /a HTTP/1.1\r\n\r\n";

@@ -9,6 +9,7 @@ mod clients;
 mod connections;
 mod filters;
 mod http;
+mod http_messages;
 mod lifecycle;
 mod losses;
 mod names;
