@@ -7,7 +7,8 @@ use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use super::{Message, json_text};
 use crate::text;
 
-/// The largest window of zstd and brotli that memory is given for. Source: RFC 8878, section 3.1.1.1.2.
+/// The largest window that a zstd frame is given memory for; brotli's is at most 16 MiB.
+/// Source: RFC 8878, section 3.1.1.1.2.
 const LARGEST_WINDOW: u64 = 8 << 20;
 
 /// A body without its content codings.
@@ -171,4 +172,55 @@ fn grpc(mut bytes: &[u8]) -> Vec<(bool, u32)> {
         bytes = rest.get(length as usize..).unwrap_or_default();
     }
     messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Header, *};
+
+    fn encoded(coding: &str, hex: &str) -> Message {
+        let mut message = Message::default();
+        message.headers.push(Header { name: "Content-Encoding".to_owned(), value: coding.to_owned() });
+        let bytes: Vec<u8> =
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+        message.body.add(&bytes, usize::MAX);
+        message
+    }
+
+    // Made by node's zlib and by zstd's program.
+    const BROTLI: &str = "1b3700f88d54b5bf061193a393696c6f614f2470ed03";
+    const ZSTD: &str = "28b52ffd04585d0000287a73746420010040162daf01fba6";
+
+    #[test]
+    fn brotli_and_zstd_are_decoded() {
+        assert_eq!(decode(&encoded("br", BROTLI), 1000).bytes, "brotli ".repeat(8).as_bytes());
+        assert_eq!(decode(&encoded("zstd", ZSTD), 1000).bytes, "zstd ".repeat(8).as_bytes());
+        let cut = decode(&encoded("br", BROTLI), 3);
+        assert_eq!((&cut.bytes[..], cut.more), (&b"bro"[..], true));
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_kept_and_says_why() {
+        for (coding, hex) in
+            [("lzma", "0102"), ("zstd", "0102"), ("zstd", "28b52ffd00ff0000"), ("gzip", "1f8b"), ("br", "ff")]
+        {
+            let decoded = decode(&encoded(coding, hex), 1000);
+            assert!(decoded.failed.as_ref().is_some_and(|why| why.contains(coding)), "{decoded:?}");
+        }
+        let window = decode(&encoded("zstd", "28b52ffd00ff0000"), 1000);
+        assert!(window.failed.is_some_and(|why| why.contains("window")));
+    }
+
+    #[test]
+    fn bodies_are_told_apart() {
+        assert_eq!(kind(b"\x89PNG\r\n\x1a\n...", ""), Kind::Binary("PNG image".to_owned()));
+        assert_eq!(
+            kind(b"\0\x01\x02\x03", "application/x-thing; a=b"),
+            Kind::Binary("application/x-thing".to_owned())
+        );
+        assert_eq!(kind(b"plain", "text/plain"), Kind::Text);
+        assert_eq!(kind(b"{\"a\":1}", ""), Kind::Json("{\n  \"a\": 1\n}".to_owned()));
+        let grpc = b"\0\0\0\0\x02hi\x01\0\0\0\x01!";
+        assert_eq!(kind(grpc, "application/grpc+proto"), Kind::Grpc(vec![(false, 2), (true, 1)]));
+    }
 }
