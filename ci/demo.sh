@@ -75,7 +75,7 @@ library=$(compgen -G '/usr/lib/*/android/libssl.so.0') || die "no libssl.so.0 of
 heading "2/5 building plaintapd and plaintap with $(cargo --version | cut -d' ' -f1,2)"
 build_release --quiet
 
-heading "3/5 starting plaintapd, which attaches to BoringSSL, and plaintap watch, its client"
+heading "3/5 starting plaintapd, which attaches to BoringSSL, and plaintap watch --raw, its client"
 # This library only: what other programs of this machine say over TLS is none of a demo's business.
 "$target/release/plaintapd" --ecaptureq ws://127.0.0.1:0/ --library "$library" 2>"$work/plaintapd.log" &
 agent=$!
@@ -86,7 +86,7 @@ if [[ -z $url ]]; then
   if gone $agent; then wait $agent && status=0 || status=$?; else status=1; fi
   die "plaintapd did not start: $(tail -n 1 "$work/plaintapd.log")" "$((status ? status : 1))"
 fi
-"$target/release/plaintap" watch "$url" >"$work/watch" 2>"$work/watch.log" &
+"$target/release/plaintap" watch --raw "$url" >"$work/watch" 2>"$work/watch.log" &
 watch=$!
 started+=("$watch")
 until_true $patience has_or_gone "$work/plaintapd.log" 'client connected' $watch || true
@@ -139,7 +139,7 @@ everything_seen() {
     seen "$server" wrote '<-' 'HTTP/1.0 200 OK' && seen "$client" read '<-' 'HTTP/1.0 200 OK'
 }
 
-heading "5/5 what plaintap watch shows of it"
+heading "5/5 what plaintap watch --raw shows of it"
 until_true $patience everything_seen || true
 sed 's/^./    &/' "$work/watch"
 everything_seen || failed "the plaintext was not seen whole" "$work/watch.log" "$work/plaintapd.log"

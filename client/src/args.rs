@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use argh::FromArgs;
 
-use crate::address::Address;
+use crate::{address::Address, http::filter::Filter};
 
 /// Shows the plaintext of TLS connections, as plaintapd or another eCaptureQ server streams it.
 #[derive(FromArgs, Debug)]
@@ -33,25 +33,30 @@ pub enum Command {
     Watch(WatchArgs),
 }
 
-/// Shows the stream as it comes: the stream on stdout, notes about it on stderr.
+/// Shows HTTP as it was meant: the stream on stdout, notes about it on stderr.
 ///
-/// An event is a line and its payload, as text or else as a hex dump. The line says when (UTC), which process, whether it
-/// read or wrote, and the connection: left who opened it, right who accepted it, and an arrow the way the bytes went
-/// (-- if that is not known).
+/// A request and its response are a block: a line that says when (UTC), which process, the connection (who opened it ->
+/// who accepted it), what was asked, the status and how long it took; then headers and bodies, decoded, > before the
+/// client's and < before the server's. What is no HTTP is shown as it comes, as with --raw.
 #[derive(FromArgs, Debug)]
 #[argh(
     subcommand,
     name = "watch",
     example = "Watch the default address:
   {command_name}",
+    example = "What went wrong at one host, without bodies:
+  {command_name} --filter 'host=*.example.com and status>=400' --no-body",
     example = "Another port, and the agent's own log too:
   {command_name} ws://127.0.0.1:9000/ --logs",
     example = "Only what curl says from now on, after its last 100 events that the agent still has:
   {command_name} 'ws://127.0.0.1:28257/?comm=curl&backlog=100'",
     example = "The next ten events for a script, a JSON object each:
   {command_name} --json --count 10",
-    note = "Characters that a terminal would obey are shown as \\x1b or \\u{{202e}}; for a payload's exact bytes use --hex or
---json. NO_COLOR in the environment works as --no-color."
+    note = "Characters that a terminal would obey are shown as \\x1b or \\u{{202e}}; for exact bytes use --raw --hex or
+--json. A filter joins terms with and, or, not and (): FIELD=VALUE, !=, ~ (contains), or for numbers <, <=, >, >=. Fields:
+host, method, path, status, process, pid, uid, text; a word alone is looked for in text. * in a value stands for anything,
+and status=4xx works. Case does not matter. With --raw and --json it chooses events, which have no method, path or status.
+NO_COLOR in the environment works as --no-color."
 )]
 pub struct WatchArgs {
     /// the server, as ws://HOST:PORT/, and in its query what to send: docs/protocol.md (default: ws://127.0.0.1:28257/)
@@ -66,10 +71,22 @@ pub struct WatchArgs {
     /// print one JSON object a line, whole and with the payload in base64
     #[argh(switch)]
     pub json: bool,
-    /// show every payload as a hex dump
+    /// show every event as it comes, and don't put HTTP together
+    #[argh(switch)]
+    pub raw: bool,
+    /// show only what matches, as 'host=example.com and status=4xx'
+    #[argh(option, arg_name = "expr")]
+    pub filter: Option<Filter>,
+    /// show no bodies
+    #[argh(switch)]
+    pub no_body: bool,
+    /// show at most this many bytes of each body (default: 65536)
+    #[argh(option, arg_name = "bytes", default = "65536")]
+    pub max_body: usize,
+    /// show payloads and bodies as hex dumps
     #[argh(switch)]
     pub hex: bool,
-    /// show at most this many bytes of each payload (default: all)
+    /// of what is shown as it comes, show at most this many bytes of each payload (default: all)
     #[argh(option, arg_name = "bytes")]
     pub max_payload: Option<usize>,
     /// end after this many events

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod args;
 pub mod follow;
+pub mod http;
 pub mod note;
 pub mod seen;
 pub mod show;

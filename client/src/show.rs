@@ -111,13 +111,13 @@ fn headline(event: &Event) -> String {
 }
 
 /// UTC, from Unix time in nanoseconds.
-fn time_of_day(timestamp: i64) -> String {
+pub(crate) fn time_of_day(timestamp: i64) -> String {
     let ms = timestamp.div_euclid(1_000_000).rem_euclid(86_400_000);
     format!("{:02}:{:02}:{:02}.{:03}Z", ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000)
 }
 
 /// Whether the process read or wrote; the original says it in the uuid only.
-fn direction(event: &Event) -> Direction {
+pub(crate) fn direction(event: &Event) -> Direction {
     match Direction::try_from(event.direction) {
         Ok(Direction::Unknown) => direction_in(&event.uuid).unwrap_or(Direction::Unknown),
         known => known.unwrap_or(Direction::Unknown),

@@ -1,21 +1,25 @@
-//! `plaintap watch`: the stream on stdout as it comes, and on stderr what happens to it.
+//! `plaintap watch`: the stream on stdout, HTTP put together or as it comes, and on stderr what happens to it.
 
 use std::{
     env,
     io::{self, BufWriter, IsTerminal, Write},
 };
 
-use plaintap_proto::{LogEntry, json, log_entry::Payload};
+use plaintap_proto::{Event, Heartbeat, LogEntry, json, log_entry::Payload};
 use prost::Message as _;
 use tungstenite::Message;
 
 use crate::{
     args::WatchArgs,
     follow::{self, Follow, Incoming},
+    http::{Assembler, Item, Limits, page::Page},
     note::{self, note},
     seen::Seen,
     show::{self, Show},
 };
+
+/// A body that ends with its connection is shown when there was no more of it for so many seconds.
+const QUIET: i64 = 2;
 
 /// Why watching ended before it was done.
 #[derive(Debug, thiserror::Error)]
@@ -35,15 +39,25 @@ pub fn run(args: WatchArgs) -> Result<(), Error> {
         && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && stdout.is_terminal();
     let mut follow = Follow::new(args.url.clone(), !args.no_reconnect);
+    let show = Show { colour, hex: args.hex, max_payload: args.max_payload };
+    let limits = Limits::default();
+    let limits = Limits { body: limits.body.max(args.max_body), ..limits };
     let mut watch = Watch {
         out: BufWriter::with_capacity(64 << 10, stdout),
-        show: Show { colour, hex: args.hex, max_payload: args.max_payload },
+        page: Page { show, no_body: args.no_body, max_body: args.max_body },
+        assembler: Assembler::new(limits),
+        run_id: String::new(),
         args,
         seen: Seen::default(),
         events: 0,
         not_understood: 0,
     };
     let watched = watch.follow(&mut follow);
+    // What was begun is shown even if there is no more.
+    let watched = match watched {
+        Err(Error::Output(error)) => Err(Error::Output(error)),
+        watched => watch.finish().and(watched),
+    };
     match watched.and(watch.out.flush().map_err(Error::from)) {
         Err(Error::Stream(follow::Error::Ended(ended))) if ended.in_good_order() => Ok(()),
         // As `head` does when it has enough.
@@ -54,7 +68,10 @@ pub fn run(args: WatchArgs) -> Result<(), Error> {
 
 struct Watch<W> {
     out: W,
-    show: Show,
+    page: Page,
+    assembler: Assembler,
+    /// The run whose connections are being put together; empty until a heartbeat names it.
+    run_id: String,
     args: WatchArgs,
     seen: Seen,
     events: u64,
@@ -90,22 +107,61 @@ impl<W: Write> Watch<W> {
         for what in self.seen.entry(entry) {
             self.note(&what)?;
         }
-        let (wanted, text): (bool, &dyn Fn() -> String) = match &entry.payload {
+        let text = match &entry.payload {
             Some(Payload::EventPayload(event)) => {
                 self.events += 1;
-                (true, &|| self.show.event(event))
+                return self.event(entry, event);
             }
-            Some(Payload::RunLog(line)) => (self.args.logs, &|| show::run_log(line)),
             Some(Payload::HeartbeatPayload(heartbeat)) => {
-                (self.args.heartbeats, &|| show::heartbeat(heartbeat))
+                self.beat(heartbeat)?;
+                self.args.heartbeats.then(|| show::heartbeat(heartbeat))
             }
+            Some(Payload::RunLog(line)) => self.args.logs.then(|| show::run_log(line)),
             // A script may know what we don't.
-            None if self.args.json => (true, &String::new),
+            None if self.args.json => Some(String::new()),
             None => return self.not_understood(&format!("it is of an unknown kind, {}", entry.log_type)),
         };
-        if wanted {
-            let text = if self.args.json { json::line(entry) + "\n" } else { text() };
+        if let Some(text) = text {
+            let text = if self.args.json { json::line(entry) + "\n" } else { text };
             self.out.write_all(text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, entry: &LogEntry, event: &Event) -> Result<(), Error> {
+        if !self.args.json && !self.args.raw {
+            let items = self.assembler.push(event);
+            return self.items(&items);
+        }
+        if self.args.filter.as_ref().is_none_or(|filter| filter.matches_event(event)) {
+            let text = if self.args.json { json::line(entry) + "\n" } else { self.page.show.event(event) };
+            self.out.write_all(text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// A heartbeat is a moment to see what has come to rest, and which run of the agent this is.
+    fn beat(&mut self, heartbeat: &Heartbeat) -> Result<(), Error> {
+        if !self.run_id.is_empty() && self.run_id != heartbeat.run_id {
+            // Another run gives its connections the same numbers.
+            self.finish()?;
+        }
+        self.run_id.clone_from(&heartbeat.run_id);
+        let items =
+            self.assembler.rest(heartbeat.timestamp.saturating_sub(QUIET).saturating_mul(1_000_000_000));
+        self.items(&items)
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
+        let items = self.assembler.finish();
+        self.items(&items)
+    }
+
+    fn items(&mut self, items: &[Item]) -> Result<(), Error> {
+        for item in items {
+            if self.args.filter.as_ref().is_none_or(|filter| filter.matches(item)) {
+                self.out.write_all(self.page.item(item).as_bytes())?;
+            }
         }
         Ok(())
     }

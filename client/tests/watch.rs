@@ -17,7 +17,7 @@ const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/vectors");
 #[test]
 fn an_event_is_shown_as_text() {
     let server = Server::new();
-    let watch = Plaintap::watch(&[&server.url()]);
+    let watch = Plaintap::watch(&[&server.url(), "--raw"]);
     let mut session = server.accept();
     session.send(&event(1, "GET /hello HTTP/1.1\r\n\r\n"));
     // The server goes on, so this also holds that what is shown does not stay in a buffer.

@@ -200,7 +200,7 @@ fn answer(process: &Process, number: usize) -> Result<String> {
 }
 
 /// A self-signed certificate and its key, as `cert.pem` and `key.pem` in a folder of their own.
-pub(crate) fn certificate() -> Result<TempDir> {
+pub fn certificate() -> Result<TempDir> {
     let openssl = need::program("openssl", "openssl")?;
     let folder = TempDir::with_prefix("plaintap-tests-")?;
     let output = Command::new(openssl)

@@ -13,6 +13,7 @@ mod engines;
 mod filters;
 mod frames;
 mod http;
+mod http_messages;
 mod lifecycle;
 mod listing;
 mod losses;

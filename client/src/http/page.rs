@@ -1,0 +1,235 @@
+//! Items as text for people: a line for each, and below it what was said, `>` before what the client sent and `<` before
+//! what the server sent. That keeps what strangers wrote from passing for a line of ours.
+
+use std::fmt::Write;
+
+use super::{
+    Exchange, Gap, Header, Item, Message, Origin, WebSocketMessage,
+    content::{self, Decoded, Kind},
+};
+use crate::{
+    note::counted,
+    show::{Show, time_of_day},
+    text,
+};
+
+const EXCHANGE_COLOUR: &str = "\x1b[32m";
+const FAILURE_COLOUR: &str = "\x1b[31m";
+const NOTE_COLOUR: &str = "\x1b[35m";
+const PLAIN: &str = "\x1b[0m";
+
+/// How items are shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// How raw bytes are shown, and whether there is colour.
+    pub show: Show,
+    /// No bodies, only their kinds and sizes.
+    pub no_body: bool,
+    /// Bytes shown of a body.
+    pub max_body: usize,
+}
+
+impl Page {
+    /// An item's block, with an empty line after it.
+    pub fn item(&self, item: &Item) -> String {
+        match item {
+            Item::Exchange(exchange) => self.exchange(exchange),
+            Item::WebSocket(message) => self.websocket(message),
+            Item::Raw(event) => self.show.event(event),
+            Item::Gap(gap) => self.gap(gap),
+            Item::Note(origin, note) => {
+                format!(
+                    "{}\n\n",
+                    self.coloured(NOTE_COLOUR, &format!("... {}: {}", who(origin), text::one_line(note)))
+                )
+            }
+        }
+    }
+
+    fn coloured(&self, colour: &str, line: &str) -> String {
+        if self.show.colour { format!("{colour}{line}{PLAIN}") } else { line.to_owned() }
+    }
+
+    fn gap(&self, gap: &Gap) -> String {
+        let did = if gap.written { "wrote" } else { "read" };
+        let bytes = counted(gap.bytes, "byte");
+        let line = format!("{} {} {did} {bytes} that were not seen", time_of_day(gap.at), who(&gap.origin));
+        format!("{}\n\n", self.coloured(NOTE_COLOUR, &line))
+    }
+
+    fn exchange(&self, exchange: &Exchange) -> String {
+        let mut line = format!("{} {}", time_of_day(exchange.began()), who(&exchange.origin));
+        match &exchange.request {
+            Some(request) => _ = write!(line, " {} {}", text::one_line(&request.method), url(exchange)),
+            None => line += " (request not seen)",
+        }
+        let status = exchange.response.as_ref().map(|response| response.status);
+        match status {
+            Some(0) | None => line += " (no response seen)",
+            Some(status) => _ = write!(line, " {status}"),
+        }
+        if let (Some(took), Some(_)) = (exchange.took(), status) {
+            let us = took.max(0) / 1000;
+            let _ = write!(line, " in {}.{:03} ms", us / 1000, us % 1000);
+        }
+        if let Some(stream) = exchange.stream {
+            let _ = write!(line, ", stream {stream}");
+        }
+        if !exchange.origin.app.is_empty() {
+            let _ = write!(line, ", {}", text::one_line(&exchange.origin.app));
+        }
+        let failed = status.is_none_or(|status| status == 0 || status >= 400);
+        let mut block = self.coloured(if failed { FAILURE_COLOUR } else { EXCHANGE_COLOUR }, &line) + "\n";
+        if let Some(request) = &exchange.request {
+            let message = &request.message;
+            self.message(
+                &mut block,
+                ">",
+                &format!("{} {} {}", request.method, request.target, message.version),
+                message,
+            );
+        }
+        for status in &exchange.interim {
+            let _ = writeln!(block, "  < {status} (interim)");
+        }
+        if let Some(response) = &exchange.response {
+            let message = &response.message;
+            let start = format!("{} {} {}", message.version, response.status, response.reason);
+            self.message(&mut block, "<", start.trim_end(), message);
+        }
+        for note in &exchange.notes {
+            let _ = writeln!(block, "... {}", text::one_line(note));
+        }
+        block.push('\n');
+        block
+    }
+
+    fn message(&self, block: &mut String, mark: &str, start: &str, message: &Message) {
+        let headers = |block: &mut String, headers: &[Header]| {
+            for Header { name, value } in headers {
+                let _ = writeln!(block, "  {mark} {}: {}", text::one_line(name), text::one_line(value));
+            }
+        };
+        let _ = writeln!(block, "  {mark} {}", text::one_line(start));
+        headers(block, &message.headers);
+        if message.body.length > 0 {
+            let _ = writeln!(block, "  {mark}");
+            let decoded = content::decode(message, self.max_body);
+            self.body(
+                block,
+                mark,
+                &decoded,
+                message.header("content-type").unwrap_or_default(),
+                message.body.length,
+            );
+        }
+        if message.body.missing > 0 {
+            let _ = writeln!(block, "... {} of it missing", counted(message.body.missing, "byte"));
+        }
+        if !message.trailers.is_empty() {
+            let _ = writeln!(block, "  {mark}");
+            headers(block, &message.trailers);
+        }
+        if !message.complete && message.body.missing == 0 {
+            block.push_str("... its end was not seen\n");
+        }
+    }
+
+    /// A body; `sent` is its length in bytes before it was decoded.
+    fn body(&self, block: &mut String, mark: &str, decoded: &Decoded, content_type: &str, sent: u64) {
+        let kind = content::kind(&decoded.bytes, content_type);
+        let lines = match &kind {
+            _ if self.no_body => format!("({} sent)", counted(sent, "byte")),
+            Kind::Empty => format!("({} sent, nothing decoded)", counted(sent, "byte")),
+            _ if self.show.hex => text::hex_dump(&decoded.bytes),
+            Kind::Json(json) => text::lines(json.as_bytes()),
+            Kind::Text => text::lines(&decoded.bytes),
+            Kind::Binary(name) => format!("({}, {} sent)", text::one_line(name), counted(sent, "byte")),
+            Kind::Grpc(messages) => {
+                let mut lines = String::new();
+                for (index, (compressed, length)) in messages.iter().take(1000).enumerate() {
+                    let compressed = if *compressed { ", compressed" } else { "" };
+                    let length = counted(u64::from(*length), "byte");
+                    let _ = writeln!(lines, "(gRPC message {}: {length}{compressed})", index + 1);
+                }
+                lines + &text::hex_dump(&decoded.bytes)
+            }
+        };
+        for line in lines.lines() {
+            let _ = writeln!(block, "  {mark} {line}");
+        }
+        if decoded.more && !self.no_body {
+            block.push_str("... more of it not shown (see --max-body)\n");
+        }
+        if let Some(why) = decoded.failed.as_ref().filter(|_| !self.no_body) {
+            let _ = writeln!(block, "... not decoded to its end: {}", text::one_line(why));
+        }
+    }
+
+    fn websocket(&self, message: &WebSocketMessage) -> String {
+        let (mark, arrow) = if message.from_client { (">", "->") } else { ("<", "<-") };
+        let kind = match message.opcode {
+            1 => "text",
+            2 => "binary",
+            8 => "close",
+            9 => "ping",
+            10 => "pong",
+            _ => "continued",
+        };
+        let length = counted(message.body.length, "byte");
+        let line = format!(
+            "{} {} {arrow} WebSocket {kind}, {length}",
+            time_of_day(message.at),
+            who(&message.origin)
+        );
+        let mut block = self.coloured(EXCHANGE_COLOUR, &line) + "\n";
+        let bytes = &message.body.bytes[..message.body.bytes.len().min(self.max_body)];
+        match (message.opcode, bytes) {
+            (_, []) => {}
+            (8, [a, b, reason @ ..]) => {
+                let code = u16::from(*a) << 8 | u16::from(*b);
+                let _ =
+                    writeln!(block, "  {mark} {code} {}", text::one_line(&String::from_utf8_lossy(reason)));
+            }
+            _ => {
+                let more = bytes.len() < message.body.bytes.len() || message.body.left_out() > 0;
+                let decoded = Decoded { bytes: bytes.to_vec(), more, failed: None };
+                self.body(&mut block, mark, &decoded, "", message.body.length);
+            }
+        }
+        if message.still_deflated {
+            block.push_str("... deflated with what was sent before and not seen: shown as it came\n");
+        }
+        if message.body.missing > 0 {
+            let _ = writeln!(block, "... {} of it missing", counted(message.body.missing, "byte"));
+        }
+        block.push('\n');
+        block
+    }
+}
+
+/// The process, and whom it speaks to.
+fn who(origin: &Origin) -> String {
+    let side = |(ip, port): &(String, u16)| match (ip.as_str(), *port) {
+        ("" | "0.0.0.0" | "::", 0) => "(address unknown)".to_owned(),
+        (ip, port) if ip.contains(':') => format!("[{}]:{port}", text::one_line(ip)),
+        (ip, port) => format!("{}:{port}", text::one_line(ip)),
+    };
+    let (client, server) = (side(&origin.client), side(&origin.server));
+    format!("{}[{}] {client} -> {server}", text::one_line(&origin.process), origin.pid)
+}
+
+/// The request's URL. All that is captured is TLS, whatever the request says.
+fn url(exchange: &Exchange) -> String {
+    let Some(request) = &exchange.request else { return String::new() };
+    let target = text::one_line(&request.target);
+    let host = match request.authority.as_str() {
+        "" => exchange.origin.server_name.as_str(),
+        authority => authority,
+    };
+    match host {
+        "" => target,
+        _ if !target.starts_with('/') => target,
+        host => format!("https://{}{target}", text::one_line(host)),
+    }
+}
