@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use plaintap_proto::Direction;
 use plaintap_tests::agent::Agent;
 use plaintap_tests::conversation::{self, Half, same_bytes};
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::pattern::pattern;
 use plaintap_tests::stream::Client;
-use plaintap_tests::{OPENSSL, need};
+use plaintap_tests::{OPENSSL, need, until};
 use tempfile::TempDir;
 
 /// From a library's first mapping to its probes.
@@ -174,8 +175,17 @@ fn threads(agent: &Agent) -> Result<Vec<String>> {
 #[test]
 fn who_said_what_to_watch_has_no_scan() -> Result<()> {
     for (arguments, scans) in [(&[][..], true), (&["--no-scan"], false), (&["--library", OPENSSL], false)] {
-        let threads = threads(&Agent::start(arguments)?)?;
-        assert_eq!(threads.iter().any(|name| name == "plaintapd-scan"), scans, "{arguments:?}: {threads:?}");
+        let agent = Agent::start(arguments)?;
+        // Heard only after all threads were started.
+        agent.signal(Signal::SIGHUP)?;
+        agent.log().wait_for(0, "SIGHUP's line", |line| line.contains("were read again"))?;
+        if scans {
+            // A new thread has its starter's name for a moment.
+            let named = || Ok(threads(&agent)?.contains(&"plaintapd-scan".to_owned()).then_some(()));
+            until("the thread that scans", named)?;
+        } else {
+            assert_eq!(threads(&agent)?, ["plaintapd"], "{arguments:?}");
+        }
     }
     Ok(())
 }
