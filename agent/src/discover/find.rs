@@ -4,6 +4,12 @@
 
 use std::{fmt, fs::File};
 
+use object::{
+    LittleEndian, ReadCache,
+    elf::{FileHeader64, NT_GNU_BUILD_ID, PT_NOTE},
+    read::elf::{FileHeader, ProgramHeader},
+};
+
 use super::{Function, elf};
 
 /// Where the offsets of a file's functions come from, best first.
@@ -106,5 +112,28 @@ pub fn find(file: &File, _part: Part) -> Result<Found, Why> {
         (false, true) => Flavour::OpenSsl,
         (false, false) => Flavour::Unknown,
     };
-    Ok(Found { functions, how: How::Symbols, flavour, version: None, build_id: None })
+    Ok(Found { functions, how: How::Symbols, flavour, version: None, build_id: build_id(file) })
+}
+
+/// The build ID that the linker put into a file, in hexadecimal.
+fn build_id(file: &File) -> Option<String> {
+    // Linkers make one or two segments of notes, small ones; a file may claim anything.
+    const MAX_SEGMENTS: usize = 4;
+    const MAX_SIZE: u64 = 64 << 10;
+    let data = &ReadCache::new(file);
+    let header = FileHeader64::<LittleEndian>::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, data).ok()?.iter();
+    let notes = segments
+        .filter(|segment| segment.p_type(endian) == PT_NOTE && segment.p_filesz(endian) <= MAX_SIZE)
+        .take(MAX_SEGMENTS)
+        .filter_map(|segment| segment.notes(endian, data).ok()?);
+    for mut notes in notes {
+        while let Ok(Some(note)) = notes.next() {
+            if note.n_type(endian) == NT_GNU_BUILD_ID && note.name() == b"GNU" {
+                return Some(note.desc().iter().map(|byte| format!("{byte:02x}")).collect());
+            }
+        }
+    }
+    None
 }

@@ -63,6 +63,13 @@ fn offsets(library: &str) -> Result<BTreeMap<String, u64>> {
     Ok(found)
 }
 
+/// The build ID of `library` as JSON, by readelf.
+fn build_id(library: &str) -> Result<String> {
+    let output = Command::new(need::program("readelf", "binutils")?).args(["-nW", library]).output()?;
+    let id = printed(&output)?.lines().find_map(|line| line.split("Build ID: ").nth(1));
+    Ok(format!("\"{}\"", id.with_context(|| format!("readelf knows no build ID of {library}"))?.trim()))
+}
+
 #[test]
 fn the_list_has_the_systems_libraries_at_the_offsets_that_readelf_has() -> Result<()> {
     let output = run(&["list", "--json"])?;
@@ -72,6 +79,8 @@ fn the_list_has_the_systems_libraries_at_the_offsets_that_readelf_has() -> Resul
         let object = object(json, need::library(library)?)?;
         assert!(object.contains(&format!("\"library\": \"{name}\"")), "{object}");
         assert!(object.contains(&format!("\"abi\": \"{}\"", std::env::consts::ARCH)), "{object}");
+        let build_id = format!("\"build_id\": {}", build_id(library)?);
+        assert!(object.contains(&build_id), "no {build_id} in {object}");
         let offsets = offsets(library)?;
         for function in ["SSL_read", "SSL_write", "SSL_free", "SSL_do_handshake"] {
             ensure!(offsets.contains_key(function), "readelf has no {function} in {library}");
