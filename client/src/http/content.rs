@@ -83,6 +83,10 @@ fn decoder<'a>(coding: &str, input: &'a [u8]) -> Result<Box<dyn Read + 'a>, Stri
             }
             _ => Ok(Box::new(DeflateDecoder::new(input))),
         },
+        // RFC 7932 has no such window size; the decoder would take it for one of up to 1 GiB.
+        "br" if input.first().is_some_and(|byte| byte & 0x7f == 0x11) => {
+            Err("br: it asks for a large window".to_owned())
+        }
         "br" => Ok(Box::new(brotli_decompressor::Decompressor::new(input, 4096))),
         "zstd" => match window(input) {
             Some(size) if size <= LARGEST_WINDOW => match ruzstd::decoding::StreamingDecoder::new(input) {
@@ -201,9 +205,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_decoded_is_kept_and_says_why() {
-        for (coding, hex) in
-            [("lzma", "0102"), ("zstd", "0102"), ("zstd", "28b52ffd00ff0000"), ("gzip", "1f8b"), ("br", "ff")]
-        {
+        for (coding, hex) in [
+            ("lzma", "0102"),
+            ("zstd", "0102"),
+            ("zstd", "28b52ffd00ff0000"),
+            ("gzip", "1f8b"),
+            ("br", "ff"),
+            ("br", "111e00"),
+        ] {
             let decoded = decode(&encoded(coding, hex), 1000);
             assert!(decoded.failed.as_ref().is_some_and(|why| why.contains(coding)), "{decoded:?}");
         }
