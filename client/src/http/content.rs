@@ -49,7 +49,7 @@ pub fn decode(message: &Message, limit: usize) -> Decoded {
         match decoder(coding, &input) {
             Ok(reader) => {
                 // One more tells whether there is more.
-                let read = reader.take(limit as u64 + 1).read_to_end(&mut decoded.bytes);
+                let read = reader.take((limit as u64).saturating_add(1)).read_to_end(&mut decoded.bytes);
                 decoded.more = decoded.bytes.len() > limit;
                 decoded.bytes.truncate(limit);
                 if let Err(error) = read {
@@ -199,6 +199,7 @@ mod tests {
     fn brotli_and_zstd_are_decoded() {
         assert_eq!(decode(&encoded("br", BROTLI), 1000).bytes, "brotli ".repeat(8).as_bytes());
         assert_eq!(decode(&encoded("zstd", ZSTD), 1000).bytes, "zstd ".repeat(8).as_bytes());
+        assert_eq!(decode(&encoded("br", BROTLI), usize::MAX).bytes.len(), 7 * 8);
         let cut = decode(&encoded("br", BROTLI), 3);
         assert_eq!((&cut.bytes[..], cut.more), (&b"bro"[..], true));
     }
