@@ -1,7 +1,8 @@
 //! What the program `plaintap` does on the person's computer, as a library; `main.rs` is glue.
 //!
 //! The way through: `address` is what the person typed, `source` one connection, `follow` the connections one after
-//! another, `seen` what was missed between and within them, and `watch` puts it on the terminal with `show` and `text`.
+//! another, `seen` what was missed between and within them, `http` puts messages together, and `watch` puts it on the
+//! terminal with `show` and `text`.
 #![forbid(unsafe_code)]
 
 pub mod address;

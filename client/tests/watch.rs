@@ -26,6 +26,35 @@ fn an_event_is_shown_as_text() {
 }
 
 #[test]
+fn http_is_put_together_and_filtered() {
+    let server = Server::new();
+    let watch = Plaintap::watch(&[&server.url(), "--count=4", "--filter", "host=h and not path=/b"]);
+    let mut session = server.accept();
+    for (seq, text) in [
+        "GET /a HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET /b HTTP/1.1\r\nHost: h\r\n\r\n",
+        "GET /c HTTP/1.1\r\nHost: h\r\nX: ",
+        "cut in two\r\n\r\n",
+    ]
+    .iter()
+    .enumerate()
+    {
+        session.send(&event(seq as u64 + 1, text));
+    }
+    let done = watch.done();
+    assert_eq!(done.code, Some(0));
+    assert!(done.stdout.contains("GET https://h/a (no response seen)"), "{}", done.stdout);
+    assert!(done.stdout.contains("  > X: cut in two\n") && !done.stdout.contains("/b"), "{}", done.stdout);
+}
+
+#[test]
+fn a_wrong_filter_is_a_usage_error_that_says_where() {
+    let done = Plaintap::watch(&["--filter", "hots=a"]).done();
+    assert_eq!((done.stderr.lines().count(), done.code), (1, Some(2)), "{}", done.stderr);
+    assert!(done.stderr.contains("\"hots\" is no field") && done.stderr.contains("character 1"));
+}
+
+#[test]
 fn nothing_of_a_vector_reaches_the_terminal_raw() {
     let server = Server::new();
     let watch = Plaintap::watch(&[&server.url(), "--no-reconnect", "--logs", "--heartbeats"]);

@@ -64,6 +64,8 @@ pub(super) enum Turn {
 struct Connection {
     origin: Arc<Origin>,
     joined: [Joined; 2],
+    /// `None` before the first event.
+    midway: Option<bool>,
     parser: Parser,
     used: u64,
     held: usize,
@@ -147,7 +149,7 @@ impl Assembler {
 impl Default for Connection {
     fn default() -> Self {
         let parser = Parser::Http1(Box::default());
-        Self { origin: Arc::default(), joined: Default::default(), parser, used: 0, held: 0 }
+        Self { origin: Arc::default(), joined: Default::default(), midway: None, parser, used: 0, held: 0 }
     }
 }
 
@@ -155,7 +157,9 @@ impl Connection {
     fn push(&mut self, event: &Event, limits: Limits, out: &mut Vec<Item>) {
         self.know(event);
         let side = side(event);
-        let (missing, again) = self.joined[side].place(event);
+        // Its first event says whether there was one before, that went by before our time or was let go.
+        let midway = *self.midway.get_or_insert(event.stream_offset > event.lost_before);
+        let (missing, again) = self.joined[side].place(event, midway);
         let origin = self.origin.clone();
         let mut context = Context { origin: &origin, event, limits, out };
         if missing > 0 {

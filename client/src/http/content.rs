@@ -49,7 +49,7 @@ pub fn decode(message: &Message, limit: usize) -> Decoded {
         match decoder(coding, &input) {
             Ok(reader) => {
                 // One more tells whether there is more.
-                let read = reader.take(limit as u64 + 1).read_to_end(&mut decoded.bytes);
+                let read = reader.take((limit as u64).saturating_add(1)).read_to_end(&mut decoded.bytes);
                 decoded.more = decoded.bytes.len() > limit;
                 decoded.bytes.truncate(limit);
                 if let Err(error) = read {
@@ -83,6 +83,10 @@ fn decoder<'a>(coding: &str, input: &'a [u8]) -> Result<Box<dyn Read + 'a>, Stri
             }
             _ => Ok(Box::new(DeflateDecoder::new(input))),
         },
+        // RFC 7932 has no such window size; the decoder would take it for one of up to 1 GiB.
+        "br" if input.first().is_some_and(|byte| byte & 0x7f == 0x11) => {
+            Err("br: it asks for a large window".to_owned())
+        }
         "br" => Ok(Box::new(brotli_decompressor::Decompressor::new(input, 4096))),
         "zstd" => match window(input) {
             Some(size) if size <= LARGEST_WINDOW => match ruzstd::decoding::StreamingDecoder::new(input) {
@@ -195,15 +199,21 @@ mod tests {
     fn brotli_and_zstd_are_decoded() {
         assert_eq!(decode(&encoded("br", BROTLI), 1000).bytes, "brotli ".repeat(8).as_bytes());
         assert_eq!(decode(&encoded("zstd", ZSTD), 1000).bytes, "zstd ".repeat(8).as_bytes());
+        assert_eq!(decode(&encoded("br", BROTLI), usize::MAX).bytes.len(), 7 * 8);
         let cut = decode(&encoded("br", BROTLI), 3);
         assert_eq!((&cut.bytes[..], cut.more), (&b"bro"[..], true));
     }
 
     #[test]
     fn what_cannot_be_decoded_is_kept_and_says_why() {
-        for (coding, hex) in
-            [("lzma", "0102"), ("zstd", "0102"), ("zstd", "28b52ffd00ff0000"), ("gzip", "1f8b"), ("br", "ff")]
-        {
+        for (coding, hex) in [
+            ("lzma", "0102"),
+            ("zstd", "0102"),
+            ("zstd", "28b52ffd00ff0000"),
+            ("gzip", "1f8b"),
+            ("br", "ff"),
+            ("br", "111e00"),
+        ] {
             let decoded = decode(&encoded(coding, hex), 1000);
             assert!(decoded.failed.as_ref().is_some_and(|why| why.contains(coding)), "{decoded:?}");
         }

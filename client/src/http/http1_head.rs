@@ -5,6 +5,9 @@ use super::{Exchange, Header, Message, Request, Response, header};
 /// A head longer than this is none.
 pub(super) const LONGEST: usize = 256 << 10;
 
+/// So is a first line; it is looked at again with each piece of it.
+const LONGEST_LINE: usize = 64 << 10;
+
 /// Source: IANA's registry of HTTP methods, without those that nobody sends.
 const METHODS: [&str; 26] = [
     "GET",
@@ -73,7 +76,9 @@ pub(super) fn looks(bytes: &[u8]) -> Looks {
     match (whole, line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")) {
         (true, true) => Looks::Request,
         (true, false) => Looks::Other,
-        (false, _) if line.len() > LONGEST || line.iter().any(|byte| byte.is_ascii_control()) => Looks::Other,
+        (false, _) if line.len() > LONGEST_LINE || line.iter().any(|byte| byte.is_ascii_control()) => {
+            Looks::Other
+        }
         (false, _) => Looks::Unsure,
     }
 }

@@ -13,13 +13,15 @@ pub(super) struct Joined {
 
 impl Joined {
     /// How many bytes are missing before this event, and how many of its own were seen already (a message that a server
-    /// sends again). Streams without offsets are joined as they come.
-    pub(super) fn place(&mut self, event: &Event) -> (u64, usize) {
+    /// sends again). Streams without offsets are joined as they come. What was said on a connection that was joined
+    /// `midway` before this direction's first event is not missing: it was before our time.
+    pub(super) fn place(&mut self, event: &Event, midway: bool) -> (u64, usize) {
         if event.connection_id == 0 {
             return (event.lost_before, 0);
         }
         let end = event.stream_offset.saturating_add(event.payload.len() as u64);
-        let next = self.next.unwrap_or(0);
+        let start = if midway { event.stream_offset.saturating_sub(event.lost_before) } else { 0 };
+        let next = self.next.unwrap_or(start);
         self.next = Some(next.max(end));
         let again = next.saturating_sub(event.stream_offset).min(event.payload.len() as u64);
         (event.stream_offset.saturating_sub(next), usize::try_from(again).unwrap_or(usize::MAX))

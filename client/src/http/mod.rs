@@ -9,6 +9,7 @@
 mod assembler;
 pub mod content;
 pub mod filter;
+mod filter_text;
 mod hpack;
 mod hpack_table;
 mod http1;

@@ -167,7 +167,7 @@ impl Page {
     }
 
     fn websocket(&self, message: &WebSocketMessage) -> String {
-        let (mark, arrow) = if message.from_client { (">", "->") } else { ("<", "<-") };
+        let (mark, sender) = if message.from_client { (">", "client") } else { ("<", "server") };
         let kind = match message.opcode {
             1 => "text",
             2 => "binary",
@@ -178,7 +178,7 @@ impl Page {
         };
         let length = counted(message.body.length, "byte");
         let line = format!(
-            "{} {} {arrow} WebSocket {kind}, {length}",
+            "{} {} {sender} sent WebSocket {kind}, {length}",
             time_of_day(message.at),
             who(&message.origin)
         );
@@ -231,5 +231,67 @@ fn url(exchange: &Exchange) -> String {
         "" => target,
         _ if !target.starts_with('/') => target,
         host => format!("https://{}{target}", text::one_line(host)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Request, Response},
+        *,
+    };
+
+    fn page() -> Page {
+        Page { show: Show::default(), no_body: false, max_body: 8 }
+    }
+
+    fn exchange() -> Exchange {
+        let mut message = Message { version: "HTTP/1.1".to_owned(), complete: true, ..Message::default() };
+        let request = Request {
+            method: "GET".to_owned(),
+            authority: "h".to_owned(),
+            target: "/\u{202e}\u{1b}[2J".to_owned(),
+            message: message.clone(),
+            ..Request::default()
+        };
+        message.headers.push(Header { name: "a\nb".to_owned(), value: "\u{9b}1m".to_owned() });
+        message.body.add(b"one\n18:00 two", 100);
+        message.ended = 1_500_000;
+        let response = Response { status: 200, reason: "OK".to_owned(), message };
+        Exchange { request: Some(request), response: Some(response), ..Exchange::default() }
+    }
+
+    #[test]
+    fn an_exchange_is_a_line_and_what_was_said_below_it() {
+        let who = "00:00:00.000Z [0] (address unknown) -> (address unknown)";
+        let target = r"/\u{202e}\x1b[2J";
+        let expected = [
+            &format!("{who} GET https://h{target} 200 in 1.500 ms"),
+            &format!("  > GET {target} HTTP/1.1"),
+            "  < HTTP/1.1 200 OK",
+            r"  < a\nb: \u{9b}1m",
+            "  <",
+            "  < one",
+            "  < 18:0",
+            "... more of it not shown (see --max-body)",
+            "",
+            "",
+        ];
+        assert_eq!(page().item(&Item::Exchange(Box::new(exchange()))), expected.join("\n"));
+    }
+
+    #[test]
+    fn without_bodies_their_sizes_are_shown() {
+        let shown = Page { no_body: true, ..page() }.item(&Item::Exchange(Box::new(exchange())));
+        assert!(shown.contains("  < (13 bytes sent)\n") && !shown.contains("one"), "{shown}");
+    }
+
+    #[test]
+    fn colour_is_in_the_first_line_only_and_ends_with_it() {
+        let show = Show { colour: true, ..Show::default() };
+        let shown = Page { show, ..page() }.item(&Item::Exchange(Box::new(exchange())));
+        let first = shown.lines().next().unwrap();
+        assert!(first.starts_with(EXCHANGE_COLOUR) && first.ends_with(PLAIN));
+        assert_eq!(shown.matches('\u{1b}').count(), 2);
     }
 }

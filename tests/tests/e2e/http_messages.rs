@@ -168,3 +168,34 @@ fn http2_of_nghttp_and_curl_is_put_together_by_stream() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn websocket_messages_over_tls_are_unmasked_joined_and_inflated() -> Result<()> {
+    let certificate = certificate()?;
+    let mut command = Command::new("/usr/bin/python3");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/programs/websocket.py"));
+    command.arg(certificate.path().join("cert.pem")).arg(certificate.path().join("key.pem"));
+    let mut program = Process::start(&mut command)?;
+    // The server's end has no name that TLS asked for, so this shows the client's.
+    let watched = Watched::start(&format!("host=ws.example.org pid={}", program.pid()))?;
+    program.write(b"go\n")?;
+    program.stdout.wait_for(0, "its end", |line| line == "done")?;
+
+    let block = watched.block(&["GET https://elsewhere/chat 101 in "])?;
+    ensure!(marked(&block, "<").contains(&"Upgrade: websocket"), "{block:#?}");
+    for (line, mark, text) in [
+        (
+            "client sent WebSocket text, 39 bytes",
+            ">",
+            "{  \"said\": [    \"hello\",    \"hello\",    \"hello\"  ]}",
+        ),
+        ("client sent WebSocket text, 24 bytes", ">", "again: hello hello hello"),
+        ("server sent WebSocket ping, 5 bytes", "<", "there"),
+        ("server sent WebSocket text, 24 bytes", "<", "a message in 3 fragments"),
+        ("client sent WebSocket close, 6 bytes", ">", "1000 done"),
+    ] {
+        let block = watched.block(&[line])?;
+        ensure!(marked(&block, mark).concat() == text, "{block:#?}");
+    }
+    Ok(())
+}
