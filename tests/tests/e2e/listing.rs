@@ -166,7 +166,7 @@ fn a_failure_has_the_exit_code_that_running_would_have() -> Result<()> {
     let url = format!("ws://{}/", taken.local_addr()?);
     let output = run(&["doctor", "--ecaptureq", &url])?;
     assert_eq!(output.status.code(), Some(5), "{output:?}");
-    let in_use = format!("failure  {} is in use; ", taken.local_addr()?);
+    let in_use = format!("failure  {url} is in use; ");
     assert!(printed(&output)?.contains(&in_use), "{output:?}");
     Ok(())
 }

@@ -30,14 +30,15 @@ fn text(path: &std::path::Path) -> Result<&str> {
 
 /// The first line of the answer that a process of user `uid` gets to a handshake at `port`, and the answer's last line.
 fn answer_to(uid: u32, port: u16) -> Result<(String, String)> {
-    let script = "exec 3<>/dev/tcp/127.0.0.1/$1; printf '%s' \"$2\" >&3; head -c 400 <&3";
+    let script = "exec 3<>/dev/tcp/127.0.0.1/$1; printf '%s' \"$2\" >&3; read -r first <&3; printf '%s\\n' \"$first\"; \
+                  [[ $first == *' 101 '* ]] || cat <&3";
     let request = String::from_utf8(handshake("/?logs=0", port, &[]))?;
     let mut command = Command::new("timeout");
-    command.args(["5", "bash", "-c", script, "bash", &port.to_string(), &request]);
+    command.args(["20", "bash", "-c", script, "bash", &port.to_string(), &request]);
     let answer = command.uid(uid).gid(uid).output()?;
     let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
     let mut lines = answer.lines().map(str::to_owned);
-    let first = lines.next().with_context(|| format!("no answer to uid {uid}"))?;
+    let first = lines.next().with_context(|| format!("no answer to uid {uid}"))?.trim_end().to_owned();
     Ok((first, lines.next_back().unwrap_or_default()))
 }
 
