@@ -17,6 +17,8 @@ use smol::{
 };
 use tungstenite::handshake::derive_accept_key;
 
+#[cfg(feature = "page")]
+use super::page;
 use super::{
     gate::{Gate, Lack},
     peer::Peer,
@@ -38,6 +40,10 @@ pub enum Error {
     /// It was refused, and told so.
     #[error("{0}")]
     Refused(#[from] Refusal),
+    /// It wanted the page, and has it.
+    #[cfg(feature = "page")]
+    #[error("it has the page")]
+    Page,
     /// It left, or was too slow.
     #[error("no whole request")]
     Io(#[from] io::Error),
@@ -95,6 +101,15 @@ pub async fn admit(
                 None if full() => return Err(refuse(socket, FULL).await),
                 None => key,
             }
+        }
+        #[cfg(feature = "page")]
+        Err(refusal) if refusal == NO_UPGRADE && page::is_asked(&head[..end], target) => {
+            let lack = gate.borrow_mut().lacks(peer, query::token(target).as_deref());
+            if let Some(lack) = lack {
+                return Err(refuse(socket, lacking(lack)).await);
+            }
+            within(DEADLINE, page::send(socket)).await?;
+            return Err(Error::Page);
         }
         Err(refusal) => return Err(refuse(socket, refusal).await),
     };

@@ -5,6 +5,8 @@
 mod gate;
 mod handshake;
 mod listeners;
+#[cfg(feature = "page")]
+mod page;
 mod peer;
 mod progress;
 mod query;
@@ -141,6 +143,8 @@ impl Server {
         let full = || self.clients.get() >= self.max_clients;
         let (query, rest) = match handshake::admit(&mut socket, &run_id, &peer, &self.gate, full).await {
             Ok(admitted) => admitted,
+            #[cfg(feature = "page")]
+            Err(handshake::Error::Page) => return,
             Err(error) => {
                 self.note(|| format!("refused client peer={peer}: {}", crate::run::chain(&error)));
                 return;

@@ -71,7 +71,8 @@ fn strangers_are_refused_with_a_reason() -> Result<()> {
 #[test]
 fn a_plain_get_is_told_what_this_is() -> Result<()> {
     let agent = Agent::start(&["--library", BORINGSSL])?;
-    let request = format!("GET / HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n\r\n", agent.port);
+    let request =
+        format!("GET /stream HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n\r\n", agent.port);
     let answer = ask(agent.port, request.as_bytes())?;
     assert_eq!(answer.status, 426, "{}", answer.text);
     let (head, body) = answer.text.split_once("\r\n\r\n").unwrap_or_default();
