@@ -51,6 +51,8 @@ step "release build" build_release
 # Unit and end-to-end tests in one go: selected apart, their packages would want the same crates with other features,
 # and build them twice. The end-to-end tests drive the release build.
 export PLAINTAP_BIN_DIR=$target/release
+# The end-to-end tests mostly wait, for the kernel above all: each probe's end takes it a tenth of a second.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
 if [[ $quick ]]; then
   step "unit and end-to-end tests, without the differential test" cargo test --locked --workspace \
     --exclude plaintap-bpf --exclude plaintap-bench --lib --bins --test e2e
