@@ -43,7 +43,11 @@ trap ended EXIT
 step "set up" bash ci/setup.sh test
 use_cargo test || die "no cargo with rustfmt and clippy, though ci/setup.sh found one"
 
-step "format" cargo fmt --all --check
+formatted() {
+  cargo fmt --all --check
+  cargo fmt --manifest-path fuzz/Cargo.toml --check
+}
+step "format" formatted
 step "licences and sources of the crates" /usr/bin/python3 -B ci/licenses.py
 step "eBPF objects are what their sources build to" bash bpf/build.sh --check
 step "lints" cargo clippy --locked --all-targets --workspace --exclude plaintap-bpf -- -D warnings
@@ -57,12 +61,13 @@ if [[ $quick ]]; then
   step "unit and end-to-end tests, without the differential test" cargo test --locked --workspace \
     --exclude plaintap-bpf --exclude plaintap-bench --lib --bins --test e2e
   step "device build: aarch64" bash ci/build-device.sh
-  say "${green}$done_steps steps passed in $SECONDS s$plain; left out: the differential test, arm64 kernels 5.10, 6.1 and 6.12"
+  say "${green}$done_steps steps passed in $SECONDS s$plain; left out: the differential test, fuzzing, arm64 kernels 5.10, 6.1 and 6.12"
   exit
 fi
 # Each run of the differential test lasts a minute.
 PLAINTAP_STORM_SECONDS=60 step "unit and end-to-end tests" cargo test --locked
 step "device build: aarch64" bash ci/build-device.sh
+step "fuzzing, 5 s a target" bash ci/fuzz.sh 5
 step "end-to-end tests on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/test.sh
 
 say "${green}all $done_steps steps passed in $SECONDS s$plain"

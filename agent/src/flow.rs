@@ -160,8 +160,8 @@ fn event(connection: &mut Connection, record: &Record<'_>, clock: Clock) -> Even
     let start = header.stream_offset.saturating_sub(header.snapped);
     // Where threads overtake each other nothing is lost: the record is behind, not ahead.
     let lost_before = start.saturating_sub(*next);
-    *next = (*next).max(start + record.payload.len() as u64);
-    let end = header.stream_offset + record.payload.len() as u64;
+    *next = (*next).max(start.saturating_add(record.payload.len() as u64));
+    let end = header.stream_offset.saturating_add(record.payload.len() as u64);
     let truncated = end == header.kept_end && end < header.call_end;
     let pname = pname(header);
     let ends = sides(&header.endpoints);

@@ -302,6 +302,12 @@ fn is_key(key: &[u8]) -> bool {
     matches!(key, [digits @ .., b'=', b'='] if digits.len() == 22 && digits.iter().all(digit))
 }
 
+/// Any bytes are judged.
+#[cfg(fuzzing)]
+pub fn fuzz(head: &[u8]) {
+    let _ = (judge(head, std::net::Ipv4Addr::LOCALHOST.into()), target(head));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -181,3 +181,13 @@ async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
     };
     future::or(work, late).await
 }
+
+/// What reads bytes from outside, for the fuzzer.
+#[cfg(fuzzing)]
+pub fn fuzz(data: &[u8]) {
+    handshake::fuzz(data);
+    peer::fuzz(data);
+    if let Ok(target) = str::from_utf8(data) {
+        let _ = (query::Query::parse(target), query::token(target));
+    }
+}

@@ -151,6 +151,13 @@ fn is_about(body: &[u8], from: SocketAddr, to: SocketAddr) -> bool {
     body[4..8] == wanted[..4] && length.into_iter().all(|part| body[4..][part.clone()] == wanted[part])
 }
 
+/// Any answer is taken.
+#[cfg(fuzzing)]
+pub fn fuzz(answer: &[u8]) {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1000));
+    let _ = uid_in(answer, address, address);
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;

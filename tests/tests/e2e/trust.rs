@@ -14,6 +14,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use plaintap_tests::agent::{self, Agent};
 use plaintap_tests::raw::{ask, handshake};
+use plaintap_tests::stream::Client;
 use plaintap_tests::{BORINGSSL, process};
 
 const TOKEN: &str = "an-example-of-a-token-0123456789";
@@ -134,6 +135,45 @@ fn several_places_are_served_at_once_and_a_socket_goes_with_its_agent() -> Resul
     agent.signal(Signal::SIGTERM)?;
     agent.wait()?;
     assert!(!path.exists());
+    Ok(())
+}
+
+/// The first line of what a process of user `uid` is answered at the Unix socket `path`.
+fn answer_through(path: &std::path::Path, uid: u32) -> Result<String> {
+    const SCRIPT: &str = "import socket, sys\n\
+                          s = socket.socket(socket.AF_UNIX)\n\
+                          s.settimeout(20)\n\
+                          s.connect(sys.argv[1])\n\
+                          s.sendall(sys.argv[2].encode())\n\
+                          print(s.makefile().readline().strip())";
+    let request = String::from_utf8(handshake("/", 28257, &[]))?;
+    let mut command = Command::new("python3");
+    let output = command.args(["-c", SCRIPT, text(path)?, &request]).uid(uid).gid(uid).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+}
+
+#[test]
+fn a_unix_socket_knows_its_clients_users() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+    let path = folder.path().join("socket");
+    let url = format!("ws+unix:{}", path.display());
+    let agent = Agent::start(&["--ecaptureq", &url, "--library", BORINGSSL, "--allow-uid", "5000"])?;
+    agent.log().wait_for(0, "the socket", |line| line.ends_with(&format!("listening url={url}")))?;
+    for (uid, answer) in [(0, "HTTP/1.1 101 Switching Protocols"), (5000, "HTTP/1.1 101 Switching Protocols")]
+    {
+        assert_eq!(answer_through(&path, uid)?, answer, "uid {uid}");
+    }
+    assert_eq!(answer_through(&path, 5001)?, "HTTP/1.1 403 Forbidden");
+    agent.log().wait_for(0, "the refusal", |line| line.contains("refused client peer=unix uid=5001"))?;
+    Ok(())
+}
+
+#[test]
+fn no_more_clients_come_in_than_are_allowed() -> Result<()> {
+    let agent = Agent::start(&["--library", BORINGSSL, "--max-clients", "2"])?;
+    let _clients = [Client::connect(&agent.url)?, Client::connect(&agent.url)?];
+    assert_eq!(ask(agent.port, &handshake("/", agent.port, &[]))?.status, 503);
     Ok(())
 }
 

@@ -1,0 +1,15 @@
+//! Files that processes have mapped, whoever made them.
+#![no_main]
+
+use std::{fs::File, io::Write};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use plaintapd::discover::find::{Part, find};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let Ok(memory) = memfd_create(c"fuzz", MFdFlags::empty()) else { return };
+    let mut file = File::from(memory);
+    if file.write_all(data).is_ok() {
+        let _ = find(&file, Part { offset: 0, length: data.len() as u64 });
+    }
+});
