@@ -145,7 +145,7 @@ fn answer_through(path: &std::path::Path, uid: u32) -> Result<String> {
                           s.settimeout(20)\n\
                           s.connect(sys.argv[1])\n\
                           s.sendall(sys.argv[2].encode())\n\
-                          print(s.makefile().readline().strip())";
+                          print(s.makefile('rb').readline().decode().strip())";
     let request = String::from_utf8(handshake("/", 28257, &[]))?;
     let mut command = Command::new("python3");
     let output = command.args(["-c", SCRIPT, text(path)?, &request]).uid(uid).gid(uid).output()?;
