@@ -4,7 +4,11 @@ use std::num::NonZeroU64;
 
 use argh::FromArgs;
 
-use crate::{address::Address, http::filter::Filter};
+use crate::{
+    address::Address,
+    commands::{InspectArgs, RecordArgs, ReplayArgs},
+    http::filter::Filter,
+};
 
 /// Shows the plaintext of TLS connections, as plaintapd or another eCaptureQ server streams it.
 #[derive(FromArgs, Debug)]
@@ -31,6 +35,12 @@ struct Args {
 pub enum Command {
     /// Show the stream as it comes.
     Watch(WatchArgs),
+    /// Show every message as its bytes say it.
+    Inspect(InspectArgs),
+    /// Keep the stream in files.
+    Record(RecordArgs),
+    /// Serve a recording.
+    Replay(ReplayArgs),
 }
 
 /// Shows HTTP as it was meant: the stream on stdout, notes about it on stderr.

@@ -2,15 +2,22 @@
 //!
 //! The way through: `address` is what the person typed, `source` one connection, `follow` the connections one after
 //! another, `seen` what was missed between and within them, `http` puts messages together, and `watch` puts it on the
-//! terminal with `show` and `text`.
+//! terminal with `show` and `text`. `inspect` and `record` stand behind `consume`, which hands them each message; `replay`
+//! stands behind `server`.
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod args;
+pub mod commands;
+pub mod consume;
 pub mod follow;
 pub mod http;
+pub mod inspect;
 pub mod note;
+pub mod record;
+pub mod replay;
 pub mod seen;
+pub mod server;
 pub mod show;
 pub mod source;
 pub mod text;

@@ -3,13 +3,14 @@
 
 use std::{
     env,
+    error::Error,
     io::{self, Write},
     process::ExitCode,
 };
 
 use plaintap::{
     args::{self, Command, Parsed},
-    note, watch,
+    inspect, note, record, replay, watch,
 };
 
 fn main() -> ExitCode {
@@ -29,14 +30,18 @@ fn main() -> ExitCode {
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            note::note(&note::chain(&error));
+            note::note(&note::chain(&*error));
             ExitCode::from(1)
         }
     }
 }
 
-fn run(command: Command) -> Result<(), watch::Error> {
+fn run(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Watch(args) => watch::run(args),
+        Command::Watch(args) => watch::run(args)?,
+        Command::Inspect(args) => inspect::run(args)?,
+        Command::Record(args) => record::run(args)?,
+        Command::Replay(args) => replay::run(args)?,
     }
+    Ok(())
 }

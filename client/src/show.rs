@@ -79,7 +79,7 @@ pub fn heartbeat(heartbeat: &Heartbeat) -> String {
     line + "\n"
 }
 
-fn headline(event: &Event) -> String {
+pub(crate) fn headline(event: &Event) -> String {
     let word = match direction(event) {
         Direction::Read => "read",
         Direction::Written => "wrote",

@@ -1,4 +1,5 @@
 //! A server that the test plays, and the real program. Every wait is bounded.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -127,15 +128,23 @@ pub struct Done {
 
 impl Plaintap {
     pub fn watch(args: &[&str]) -> Self {
-        let (mut plaintap, stdout) = Self::watch_unread(args);
+        Self::run(&[&["watch"], args].concat())
+    }
+
+    /// The program with any subcommand.
+    pub fn run(args: &[&str]) -> Self {
+        let (mut plaintap, stdout) = Self::run_unread(args);
         plaintap.stdout = lines(stdout);
         plaintap
     }
 
     /// The program and its stdout, for the caller to close.
     pub fn watch_unread(args: &[&str]) -> (Self, ChildStdout) {
+        Self::run_unread(&[&["watch"], args].concat())
+    }
+
+    fn run_unread(args: &[&str]) -> (Self, ChildStdout) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_plaintap"))
-            .arg("watch")
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -152,9 +161,15 @@ impl Plaintap {
         until(&self.stdout, text);
     }
 
-    /// Waits for a line on stderr that contains `text`.
-    pub fn notes(&self, text: &str) {
-        until(&self.stderr, text);
+    /// Waits for a line on stderr that contains `text`, and returns it.
+    pub fn notes(&self, text: &str) -> String {
+        until(&self.stderr, text)
+    }
+
+    /// As Ctrl-C, or a crash.
+    pub fn signal(&self, name: &str) {
+        let signal = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(signal.success());
     }
 
     /// Waits for it to end.
@@ -180,11 +195,11 @@ fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
-fn until(lines: &Receiver<String>, text: &str) {
+fn until(lines: &Receiver<String>, text: &str) -> String {
     let mut seen = vec![];
     loop {
         match lines.recv_timeout(PATIENCE) {
-            Ok(line) if line.contains(text) => return,
+            Ok(line) if line.contains(text) => return line,
             Ok(line) => seen.push(line),
             Err(why) => panic!("no {text:?} ({why}), only {seen:#?}"),
         }
