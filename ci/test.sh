@@ -66,6 +66,7 @@ if [[ $quick ]]; then
 fi
 # Each run of the differential test lasts a minute.
 PLAINTAP_STORM_SECONDS=60 step "unit and end-to-end tests" cargo test --locked
+step "TLS for clients, a cargo feature" cargo test --locked -p plaintapd --features tls --test tls
 step "device build: aarch64" bash ci/build-device.sh
 step "fuzzing, 5 s a target" bash ci/fuzz.sh 5
 step "end-to-end tests on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/test.sh

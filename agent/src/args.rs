@@ -11,7 +11,7 @@ use std::{
 use argh::FromArgs;
 use plaintap_abi::choice;
 
-use crate::listen::Place;
+use crate::{listen::Place, server::tls};
 
 /// Streams the plaintext of TLS connections on this device to eCaptureQ clients, such as `plaintap watch`.
 #[derive(FromArgs, Debug)]
@@ -58,6 +58,15 @@ pub struct Args {
     /// ask every client for the token in this file; a must where other devices can connect
     #[argh(option, arg_name = "path")]
     pub token_file: Option<PathBuf>,
+    /// the certificate for wss:// places, a PEM file; in builds with TLS only, as all of --tls
+    #[argh(option, arg_name = "path")]
+    pub tls_cert: Option<PathBuf>,
+    /// its key, a PEM file
+    #[argh(option, arg_name = "path")]
+    pub tls_key: Option<PathBuf>,
+    /// let only clients in that have a certificate of these, a PEM file
+    #[argh(option, arg_name = "path")]
+    pub tls_client_ca: Option<PathBuf>,
     /// clients at the same time (default: 64)
     #[argh(option, default = "MaxClients(64)", arg_name = "number")]
     pub max_clients: MaxClients,
@@ -154,6 +163,17 @@ pub struct DoctorArgs {
     pub ecaptureq: Vec<Place>,
 }
 
+impl Args {
+    /// What a TLS server needs.
+    pub fn tls_files(&self) -> tls::Files<'_> {
+        tls::Files {
+            certificate: self.tls_cert.as_deref(),
+            key: self.tls_key.as_deref(),
+            client_ca: self.tls_client_ca.as_deref(),
+        }
+    }
+}
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Parsed {
@@ -199,8 +219,11 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
 }
 
 /// Flags that are given once: the command line's stands before the file's.
-const ONCE: [&str; 9] = [
+const ONCE: [&str; 12] = [
     "--ecaptureq",
+    "--tls-cert",
+    "--tls-key",
+    "--tls-client-ca",
     "--token-file",
     "--max-clients",
     "--user",

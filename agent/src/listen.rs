@@ -41,6 +41,8 @@ pub enum Place {
         /// The port.
         port: u16,
     },
+    /// `wss://…`: an address or interface, where clients speak TLS.
+    Tls(Box<Place>),
     /// `ws+unix:/run/plaintap.sock`: a socket in the file system.
     Unix(PathBuf),
     /// `ws+unix:@plaintap`: an abstract Unix socket.
@@ -59,6 +61,7 @@ impl Place {
         match self {
             Self::Tcp(address) => address.ip().is_loopback(),
             Self::Interface { .. } => false,
+            Self::Tls(place) => place.is_local(),
             Self::Unix(_) | Self::Abstract(_) => true,
         }
     }
@@ -69,6 +72,7 @@ impl fmt::Display for Place {
         match self {
             Self::Tcp(address) => write!(f, "ws://{address}/"),
             Self::Interface { name, port } => write!(f, "ws://{name}:{port}/"),
+            Self::Tls(place) => write!(f, "wss{}", place.to_string().trim_start_matches("ws")),
             Self::Unix(path) => write!(f, "ws+unix:{}", path.display()),
             Self::Abstract(name) => write!(f, "ws+unix:@{name}"),
         }
@@ -89,7 +93,13 @@ impl FromStr for Place {
                 format!("{url:?} names no socket; try ws+unix:/run/plaintap.sock or ws+unix:@plaintap")
             });
         }
-        let rest = after("ws://").ok_or_else(|| wrong("is no ws:// or ws+unix: URL"))?;
+        if let Some(rest) = after("wss://") {
+            return match format!("ws://{rest}").parse() {
+                Ok(place) => Ok(Self::Tls(Box::new(place))),
+                Err(_) => Err(wrong("names no place")),
+            };
+        }
+        let rest = after("ws://").ok_or_else(|| wrong("is no ws://, wss:// or ws+unix: URL"))?;
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let (host, port) = match authority.rsplit_once(':') {
             // The colons of an IPv6 address stand inside its brackets.
@@ -181,6 +191,10 @@ pub fn listen_at(place: &Place) -> Result<Listener, Error> {
         _ => Error::System { place: place.clone(), source: errno.into() },
     };
     let socket = match place {
+        Place::Tls(inner) => {
+            let listener = listen_at(inner)?;
+            return Ok(Listener { place: Place::Tls(Box::new(listener.place)), ..listener });
+        }
         Place::Tcp(address) => Some(tcp(*address, None).map_err(failed)?),
         Place::Interface { name, port } => {
             // What is there shows whether the port is free.
@@ -351,7 +365,14 @@ mod tests {
         assert_eq!("ws+unix:/run/x".parse(), Ok(Place::Unix("/run/x".into())));
         assert_eq!("ws+unix:///run/x?a".parse(), Ok(Place::Unix("/run/x".into())));
         assert_eq!("ws+unix:@plaintap".parse(), Ok(Place::Abstract("plaintap".into())));
-        for url in ["ws://usb0:28257/", "ws+unix:/run/x", "ws+unix:@plaintap", "ws://[::1]:5/"] {
+        for url in [
+            "ws://usb0:28257/",
+            "ws+unix:/run/x",
+            "ws+unix:@plaintap",
+            "ws://[::1]:5/",
+            "wss://usb0:28257/",
+            "wss://[::1]:5/",
+        ] {
             assert_eq!(url.parse::<Place>().unwrap().to_string(), url);
         }
     }
@@ -385,6 +406,8 @@ mod tests {
             "ws://[x]/",
             "ws://example.org/",
             "ws://usb0:0/",
+            "wss://x.example.org/",
+            "wss://",
             "ws+unix:",
             "ws+unix:@",
             "ws+unix:x",

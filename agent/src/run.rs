@@ -19,7 +19,7 @@ use crate::{
     listen::{self, Listener, Place},
     privileges::{self, Account},
     serve,
-    server::{self, Gate, Token},
+    server::{self, Gate, Tls, Token},
 };
 
 /// Why the program ended.
@@ -34,10 +34,11 @@ pub enum Error {
     /// The token's file is of no use.
     #[error(transparent)]
     Token(#[from] server::TokenError),
+    /// Clients can't be served over TLS.
+    #[error(transparent)]
+    Tls(#[from] server::TlsError),
     /// Other devices could connect.
-    #[error(
-        "{0} can be reached from other devices, and nothing is encrypted there; give --token-file, or use ws://127.0.0.1:28257/"
-    )]
+    #[error("{0} can be reached from other devices; give --token-file, or use ws://127.0.0.1:28257/")]
     NeedsToken(Place),
     /// The user to become is not known.
     #[error("{0}")]
@@ -71,6 +72,7 @@ impl Error {
     /// The exit code that scripts can tell it by.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Tls(_) => 2,
             Self::Usage(_) | Self::Filters(_) | Self::Token(_) | Self::NeedsToken(_) | Self::Account(_) => 2,
             Self::Capture(capture::Error::NotPermitted { .. }) => 3,
             Self::Capture(_) => 4,
@@ -144,6 +146,8 @@ fn run() -> Result<u8, Error> {
     let token = args.token_file.as_deref().map(Token::read).transpose()?;
     let account = Account::find(args.user.as_deref()).map_err(Error::Account)?;
     let listeners = listeners(&args)?;
+    let has_tls = listeners.iter().any(|listener| matches!(listener.place, Place::Tls(_)));
+    let tls = has_tls.then(|| Tls::load(args.tls_files())).transpose()?;
     privileges::hide().map_err(Error::system("keep others out of the memory"))?;
     // Both halves: the attaching one waits for these signals, and tells the serving one.
     let mut signals = SigSet::empty();
@@ -157,7 +161,8 @@ fn run() -> Result<u8, Error> {
     match unsafe { fork() }.map_err(Error::system("start the serving half"))? {
         ForkResult::Child => {
             drop(ours);
-            serve::run(theirs, listeners, &args, Gate::new(&args.allow_uid, token), account)?;
+            let gate = Gate::new(&args.allow_uid, token);
+            serve::run(theirs, listeners, &args, gate, tls, account)?;
         }
         ForkResult::Parent { child } => {
             let bound = listeners.iter().filter(|listener| !listener.handed_over);

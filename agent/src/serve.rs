@@ -26,7 +26,7 @@ use crate::{
     listen::Listener,
     privileges::{self, Account},
     run::Error,
-    server::{Gate, Server},
+    server::{Gate, Server, Tls},
     stream::Stream,
 };
 
@@ -41,6 +41,7 @@ pub fn run(
     listeners: Vec<Listener>,
     args: &Args,
     gate: Gate,
+    tls: Option<Tls>,
     account: Account,
 ) -> Result<(), Error> {
     let mut early = Vec::new();
@@ -69,7 +70,7 @@ pub fn run(
     );
     // What is to be mapped is mapped; before 5.12 that took a capability.
     privileges::drop_all(account).map_err(Error::system("give up privileges"))?;
-    let server = Server::new(stream, counters, gate, args);
+    let server = Server::new(stream, counters, gate, tls, args);
     let executor = Rc::new(LocalExecutor::new());
     let main = async {
         executor.spawn(keep_log(Rc::clone(&server), new_lines)).detach();

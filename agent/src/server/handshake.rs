@@ -30,7 +30,7 @@ use super::{
 const MAX_HEAD: usize = 8 << 10;
 const MAX_HEADERS: usize = 64;
 /// From the connection's acceptance to the end of the request's head.
-const DEADLINE: Duration = Duration::from_secs(5);
+pub const DEADLINE: Duration = Duration::from_secs(5);
 /// How much of a refused client's request is read before the connection is closed, so that it sees the answer.
 const MAX_DRAINED: usize = 64 << 10;
 

@@ -64,19 +64,23 @@ impl Server {
         Self: 'a,
     {
         let Listener { place, socket, .. } = listener;
-        if !place.is_local() {
+        let (inner, tls) = match &place {
+            Place::Tls(inner) => (&**inner, true),
+            place => (place, false),
+        };
+        if !place.is_local() && !tls {
             log::warn!("what is sent at {place} is not encrypted, and other devices can connect there");
         }
-        match (&place, socket) {
+        match (inner, socket) {
             (Place::Interface { name, port }, _) => {
                 let (server, on) = (Rc::clone(self), Rc::clone(executor));
                 let (name, port) = (name.clone(), *port);
-                executor.spawn(async move { server.follow(on, name, port).await }).detach();
+                executor.spawn(async move { server.follow(on, name, port, tls).await }).detach();
             }
             (_, Some(socket)) => {
-                let is_unix = matches!(place, Place::Unix(_) | Place::Abstract(_));
+                let is_unix = matches!(inner, Place::Unix(_) | Place::Abstract(_));
                 let socket = Socket::new(socket, is_unix)?;
-                executor.spawn(Rc::clone(self).accept(Rc::clone(executor), socket)).detach();
+                executor.spawn(Rc::clone(self).accept(Rc::clone(executor), socket, tls)).detach();
                 log::info!("listening url={place}");
             }
             (_, None) => {}
@@ -85,7 +89,7 @@ impl Server {
     }
 
     /// Accepts clients at a socket for ever.
-    async fn accept<'a>(self: Rc<Self>, executor: Rc<LocalExecutor<'a>>, listener: Socket)
+    async fn accept<'a>(self: Rc<Self>, executor: Rc<LocalExecutor<'a>>, listener: Socket, tls: bool)
     where
         Self: 'a,
     {
@@ -93,7 +97,13 @@ impl Server {
             match listener.accept().await {
                 Ok((socket, peer)) => {
                     let server = Rc::clone(&self);
-                    executor.spawn(async move { server.connection(socket, peer).await }).detach();
+                    let serve = async move {
+                        match &server.tls {
+                            Some(acceptor) if tls => server.encrypted(acceptor, socket, peer).await,
+                            _ => server.connection(socket, peer).await,
+                        }
+                    };
+                    executor.spawn(serve).detach();
                 }
                 // It was gone before it was taken.
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
@@ -107,7 +117,7 @@ impl Server {
     }
 
     /// Listens at each address that the interface `name` has, for as long as it has it.
-    async fn follow<'a>(self: Rc<Self>, executor: Rc<LocalExecutor<'a>>, name: String, port: u16)
+    async fn follow<'a>(self: Rc<Self>, executor: Rc<LocalExecutor<'a>>, name: String, port: u16, tls: bool)
     where
         Self: 'a,
     {
@@ -120,6 +130,7 @@ impl Server {
         // By the interface's number too: another one of that name is another one.
         let mut listening: HashMap<(u32, SocketAddr), Task<()>> = HashMap::new();
         let told = Cell::new(false);
+        let scheme = if tls { "wss" } else { "ws" };
         loop {
             let number = if_nametoindex(name.as_str()).unwrap_or(0);
             let there: Vec<_> =
@@ -127,7 +138,7 @@ impl Server {
             listening.retain(|place, _| {
                 let stays = there.contains(place);
                 if !stays {
-                    log::info!("no longer listening url=ws://{}/ interface={name}", place.1);
+                    log::info!("no longer listening url={scheme}://{}/ interface={name}", place.1);
                 }
                 stays
             });
@@ -139,15 +150,18 @@ impl Server {
                 let socket = listen::tcp(place.1, Some(&name)).map_err(io::Error::from);
                 match socket.and_then(|socket| Socket::new(socket, false)) {
                     Ok(socket) => {
-                        log::info!("listening url=ws://{}/ interface={name}", place.1);
-                        let accept = Rc::clone(&self).accept(Rc::clone(&executor), socket);
+                        log::info!("listening url={scheme}://{}/ interface={name}", place.1);
+                        let accept = Rc::clone(&self).accept(Rc::clone(&executor), socket, tls);
                         listening.insert(place, executor.spawn(accept));
                     }
                     Err(error) => {
                         // An IPv6 address is not usable for a second or two after it came.
                         wait = RETRY;
                         if !told.replace(true) {
-                            log::warn!("can't listen yet url=ws://{}/ interface={name}: {error}", place.1);
+                            log::warn!(
+                                "can't listen yet url={scheme}://{}/ interface={name}: {error}",
+                                place.1
+                            );
                         }
                     }
                 }

@@ -11,11 +11,13 @@ mod peer;
 mod progress;
 mod query;
 mod session;
+pub mod tls;
 
 use std::{
     cell::{Cell, RefCell},
     io,
     net::TcpStream,
+    os::fd::OwnedFd,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -25,6 +27,7 @@ use event_listener::{Event, EventListener};
 pub use gate::{Gate, Token, TokenError, is_android};
 use peer::Peer;
 use smol::{Async, Timer, future};
+pub use tls::{Tls, TlsError};
 use tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::{
@@ -55,6 +58,7 @@ pub struct Server {
     handshakes: Cell<u32>,
     slow_client: SlowClient,
     gate: RefCell<Gate>,
+    tls: Option<Tls>,
     max_clients: u32,
     limiter: RefCell<Limiter>,
 }
@@ -79,7 +83,7 @@ impl Drop for Place<'_> {
 
 impl Server {
     /// A server for `stream` that tells of the losses in `counters`, to those whom `gate` lets in.
-    pub fn new(stream: Stream, counters: Counters, gate: Gate, args: &Args) -> Rc<Self> {
+    pub fn new(stream: Stream, counters: Counters, gate: Gate, tls: Option<Tls>, args: &Args) -> Rc<Self> {
         Rc::new(Self {
             stream: RefCell::new(stream),
             counters,
@@ -89,6 +93,7 @@ impl Server {
             handshakes: Cell::new(0),
             slow_client: args.slow_client,
             gate: RefCell::new(gate),
+            tls,
             max_clients: args.max_clients.0,
             limiter: RefCell::new(Limiter::new(NOTES, NOTES_PER_SECOND, Instant::now())),
         })
@@ -131,6 +136,26 @@ impl Server {
             Some(0) => log::info!("{}", text()),
             Some(suppressed) => log::info!("{} suppressed_lines={suppressed}", text()),
             None => {}
+        }
+    }
+
+    /// A connection whose client speaks TLS.
+    async fn encrypted(&self, tls: &Tls, socket: Async<TcpStream>, peer: Peer) {
+        let Some(handshake) = Place::take(&self.handshakes, MAX_HANDSHAKES) else {
+            self.note(|| format!("refused client peer={peer}: too many unfinished handshakes"));
+            return;
+        };
+        let accepted = within(handshake::DEADLINE, tls.accept(socket)).await.and_then(|decrypted| {
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+            let [ours, theirs] = [ours, theirs].map(|socket| TcpStream::from(OwnedFd::from(socket)));
+            Ok((decrypted, Async::new(ours)?, Async::new(theirs)?))
+        });
+        drop(handshake);
+        match accepted {
+            Ok((decrypted, ours, theirs)) => {
+                future::zip(self.connection(ours, peer), decrypted.pump(theirs)).await;
+            }
+            Err(error) => self.note(|| format!("refused client peer={peer}: no TLS: {error}")),
         }
     }
 

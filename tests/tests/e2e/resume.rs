@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use plaintap_tests::agent::Agent;
@@ -152,19 +153,28 @@ fn another_run_starts_anew_and_says_so() -> Result<()> {
     Ok(())
 }
 
+/// How long a cable stays pulled.
+const AWAY: Duration = Duration::from_secs(20);
+
 /// What stands between `plaintap` and the agent: a way that can be cut.
 struct Way {
     port: u16,
     streams: Arc<Mutex<Vec<TcpStream>>>,
+    /// Whoever comes now is sent away.
+    is_down: Arc<AtomicBool>,
 }
 
 impl Way {
     fn to(port: u16) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
-        let way = Self { port: listener.local_addr()?.port(), streams: Arc::default() };
-        let streams = Arc::clone(&way.streams);
+        let way =
+            Self { port: listener.local_addr()?.port(), streams: Arc::default(), is_down: Arc::default() };
+        let (streams, is_down) = (Arc::clone(&way.streams), Arc::clone(&way.is_down));
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
+                if is_down.load(Ordering::Relaxed) {
+                    continue;
+                }
                 let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else { continue };
                 for (from, to) in [(&near, &far), (&far, &near)] {
                     if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
@@ -213,6 +223,21 @@ fn watch_shows_each_event_once_whatever_becomes_of_its_connection() -> Result<()
         let what = "missed nothing while away";
         line = watch.stderr.wait_for(line, what, |line| line.contains(what))?.0 + 1;
     }
+    // As a cable that somebody has pulled, under load.
+    way.is_down.store(true, Ordering::Relaxed);
+    way.cut();
+    let cut = Instant::now();
+    let mut seed = 3;
+    while cut.elapsed() < AWAY {
+        // All in all half of what the journal holds.
+        if u128::from(seed) < cut.elapsed().as_millis() / 40 {
+            seed += 1;
+            driver.write(Side::Client, 3000, seed)?;
+        }
+        steady.ping(b"so far")?;
+    }
+    way.is_down.store(false, Ordering::Relaxed);
+    watch.stderr.wait_for(line, "what it missed", |line| line.contains("missed nothing while away"))?;
     steady.ping(b"all")?;
     let expected: Vec<u64> = steady
         .messages

@@ -1,0 +1,164 @@
+//! `wss://` places, with OpenSSL's own client: `cargo test -p plaintapd --features tls --test tls`, as root.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const REQUEST: &str = "GET /?logs=0 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+/// Ended when it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What comes of `read` until it has a line that `done` takes, which is given back.
+fn line(read: impl Read + Send + 'static, done: impl Fn(&str) -> bool + Send + 'static) -> Option<String> {
+    let (found, wait) = mpsc::channel();
+    thread::spawn(move || {
+        let mut lines = BufReader::new(read).split(b'\n').map_while(Result::ok);
+        let line = lines.find_map(|line| String::from_utf8(line).ok().filter(|line| done(line)));
+        let _ = found.send(line);
+    });
+    wait.recv_timeout(PATIENCE).expect("an end, in time")
+}
+
+/// A certificate for localhost and its key, `NAME.pem` and `NAME.key`.
+fn certificate(folder: &Path, name: &str) {
+    let made = Command::new("openssl")
+        .current_dir(folder)
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        // Whom it is for, not who signs.
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem")])
+        .output()
+        .expect("openssl, from Debian's package openssl");
+    assert!(made.status.success(), "{made:?}");
+}
+
+/// An agent that serves TLS, and its port.
+fn agent(folder: &Path, arguments: &[&str]) -> (Running, u16) {
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_plaintapd"))
+        .current_dir(folder)
+        .args([
+            "--no-scan",
+            "--ecaptureq",
+            "wss://127.0.0.1:0/",
+            "--tls-cert",
+            "server.pem",
+            "--tls-key",
+            "server.key",
+        ])
+        .args(arguments)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the agent");
+    let log = agent.stderr.take().expect("a pipe");
+    let agent = Running(agent);
+    let listening =
+        line(log, |line| line.contains(" listening url=wss://127.0.0.1:")).expect("root, and a TLS library");
+    let port = listening.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
+    (agent, port.expect("a port"))
+}
+
+/// The first line of the answer that OpenSSL's client gets with these arguments.
+fn answer(folder: &Path, port: u16, arguments: &[&str]) -> Option<String> {
+    let mut client = Command::new("openssl")
+        .current_dir(folder)
+        .args([
+            "s_client",
+            "-quiet",
+            "-verify_return_error",
+            "-CAfile",
+            "server.pem",
+            "-servername",
+            "localhost",
+        ])
+        .args(["-connect", &format!("127.0.0.1:{port}")])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("openssl");
+    let mut input = client.stdin.take().expect("a pipe");
+    let output = client.stdout.take().expect("a pipe");
+    let _client = Running(client);
+    let _ = input.write_all(REQUEST.as_bytes());
+    line(output, |line| line.starts_with("HTTP/"))
+}
+
+#[test]
+fn clients_speak_tls_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    certificate(folder.path(), "server");
+    let (_agent, port) = agent(folder.path(), &[]);
+    assert_eq!(answer(folder.path(), port, &[]).as_deref(), Some("HTTP/1.1 101 Switching Protocols\r"));
+    assert!(answer(folder.path(), port, &["-tls1_2"]).is_some());
+    let mut plain = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    plain.set_read_timeout(Some(PATIENCE)).unwrap();
+    plain.write_all(REQUEST.as_bytes()).unwrap();
+    let mut said = Vec::new();
+    let _ = plain.read_to_end(&mut said);
+    assert!(!said.starts_with(b"HTTP/"), "{said:?}");
+}
+
+#[test]
+fn clients_need_a_certificate_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["server", "client", "stranger"] {
+        certificate(folder.path(), name);
+    }
+    let (_agent, port) = agent(folder.path(), &["--tls-client-ca", "client.pem"]);
+    assert!(answer(folder.path(), port, &["-cert", "client.pem", "-key", "client.key"]).is_some());
+    assert_eq!(answer(folder.path(), port, &[]), None);
+    assert_eq!(answer(folder.path(), port, &["-cert", "stranger.pem", "-key", "stranger.key"]), None);
+}
+
+#[test]
+fn files_that_are_of_no_use_are_refused_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    certificate(folder.path(), "server");
+    fs::write(folder.path().join("empty"), "").unwrap();
+    for arguments in [
+        &[][..],
+        &["--tls-cert", "server.pem"],
+        &["--tls-cert", "server.pem", "--tls-key", "/nonexistent"],
+        &["--tls-cert", "empty", "--tls-key", "server.key"],
+        &["--tls-cert", "server.pem", "--tls-key", "server.key", "--tls-client-ca", "empty"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_plaintapd"))
+            .current_dir(folder.path())
+            .args(["--ecaptureq", "wss://127.0.0.1:0/"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
