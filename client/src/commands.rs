@@ -52,8 +52,8 @@ pub struct InspectArgs {
 
 /// Keeps the stream in a file that only you may read (mode 0600), until Ctrl-C.
 ///
-/// The file's ending says what it is: .pb (every message as it came, for plaintap replay) or .jsonl (a JSON object a line,
-/// as plaintap watch --json prints it).
+/// The file's ending says what it is: .pb (every message as it came, for plaintap replay), .jsonl (a JSON object a line, as
+/// plaintap watch --json prints it) or .pcapng (TCP connections that carry the plaintext, for Wireshark).
 #[derive(FromArgs, Debug)]
 #[argh(
     subcommand,
@@ -62,6 +62,8 @@ pub struct InspectArgs {
   {command_name} -o session.pb",
     example = "A new file every hour or 100 MB, of which the last 24 are kept: session-0001.jsonl and so on:
   {command_name} -o session.jsonl --rotate-time 1h --rotate-size 100M --keep 24",
+    example = "Into Wireshark as it comes; there, Analyze > Decode As makes port 443 HTTP:
+  {command_name} -o - | wireshark -k -i -",
     note = "A file that is there already is never written over without --force. What was recorded stays readable however
 the recording ends. Its messages are plaintext: passwords, cookies, tokens."
 )]
@@ -69,7 +71,7 @@ pub struct RecordArgs {
     /// the server, as ws://HOST:PORT/, and in its query what to send: docs/protocol.md (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
-    /// the file; - is stdout
+    /// the file; - is stdout, and .pcapng unless --format says otherwise
     #[argh(option, short = 'o', arg_name = "file")]
     pub output: PathBuf,
     /// what the file is, if its ending does not say it
