@@ -53,8 +53,9 @@ pub struct InspectArgs {
 /// Keeps the stream in a file that only you may read (mode 0600), until Ctrl-C.
 ///
 /// The file's ending says what it is: .pb (every message as it came, for plaintap replay), .jsonl (a JSON object a line, as
-/// plaintap watch --json prints it) or .pcapng (TCP connections that carry the plaintext, for Wireshark).
-#[derive(FromArgs, Debug)]
+/// plaintap watch --json prints it), .pcapng (TCP connections that carry the plaintext, for Wireshark) or .har (HTTP, for
+/// browsers' developer tools).
+#[derive(FromArgs, Debug, Default)]
 #[argh(
     subcommand,
     name = "record",
@@ -95,6 +96,45 @@ pub struct RecordArgs {
     /// end when the connection ends; exit code 0 if the server closed it in good order
     #[argh(switch)]
     pub no_reconnect: bool,
+}
+
+/// Is a capture interface of Wireshark, which runs this by itself.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "extcap",
+    example = "Have Wireshark find it: plaintap is then among its interfaces
+  ln -s \"$(command -v plaintap)\" EXTCAP_FOLDER/plaintap-extcap",
+    note = "tshark -G folders, or Help > About Wireshark > Folders, names the folder."
+)]
+pub struct ExtcapArgs {
+    /// name the interfaces
+    #[argh(switch)]
+    pub extcap_interfaces: bool,
+    /// wireshark's version
+    #[argh(option, arg_name = "version")]
+    pub extcap_version: Option<String>,
+    /// the interface that is meant
+    #[argh(option, arg_name = "name")]
+    pub extcap_interface: Option<String>,
+    /// name the link type
+    #[argh(switch)]
+    pub extcap_dlts: bool,
+    /// name the options
+    #[argh(switch)]
+    pub extcap_config: bool,
+    /// a filter, which is not looked at: Wireshark's display filters do that
+    #[argh(option, arg_name = "expr")]
+    pub extcap_capture_filter: Option<String>,
+    /// capture
+    #[argh(switch)]
+    pub capture: bool,
+    /// the pipe to capture into
+    #[argh(option, arg_name = "path")]
+    pub fifo: Option<PathBuf>,
+    /// the server (default: ws://127.0.0.1:28257/)
+    #[argh(option, arg_name = "url", default = "Address::default()")]
+    pub url: Address,
 }
 
 /// Serves a recorded .pb as an eCaptureQ server, so that every viewer can be tried without a device.

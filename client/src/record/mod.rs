@@ -4,6 +4,7 @@
 //! so that a recording that ends in a crash ends between two messages.
 
 mod blocks;
+mod har;
 mod output;
 mod pcapng;
 mod plain;
@@ -31,10 +32,12 @@ pub enum Format {
     Jsonl,
     /// TCP connections that carry the plaintext, for Wireshark.
     Pcapng,
+    /// Exchanges of HTTP, for browsers' developer tools.
+    Har,
 }
 
 const FORMATS: &[(&str, Format)] =
-    &[("pb", Format::Pb), ("jsonl", Format::Jsonl), ("pcapng", Format::Pcapng)];
+    &[("pb", Format::Pb), ("jsonl", Format::Jsonl), ("pcapng", Format::Pcapng), ("har", Format::Har)];
 
 impl FromStr for Format {
     type Err = String;
@@ -53,7 +56,7 @@ pub enum Error {
     #[error(transparent)]
     Consume(#[from] consume::Error),
     /// The file's ending says nothing.
-    #[error("{0}: what is it to be? Give it the ending .pb, .jsonl or .pcapng, or say --format")]
+    #[error("{0}: what is it to be? Give it the ending .pb, .jsonl, .pcapng or .har, or say --format")]
     Format(String),
     /// The file can't be begun.
     #[error("{0}")]
@@ -102,6 +105,7 @@ fn record(args: RecordArgs, format: Format, output: Output) -> Result<(), Error>
         Format::Pb => Box::new(plain::Pb),
         Format::Jsonl => Box::new(plain::Jsonl),
         Format::Pcapng => Box::new(pcapng::Pcapng::default()),
+        Format::Har => Box::new(har::Har::default()),
     };
     let (url, reconnect) = (args.url.clone(), !args.no_reconnect);
     let mut recorder =
@@ -142,6 +146,7 @@ impl Consumer for Recorder {
         if self.output.is_full() {
             let end = self.recording.end();
             self.output.write(&end, self.recording.trailer())?;
+            self.output.end(self.recording.trailer())?;
             self.output.next()?;
             let head = self.recording.begin();
             self.output.write(&head, self.recording.trailer())?;

@@ -99,6 +99,7 @@ impl Pcapng {
             Some(flow) => flow,
             None => self.open(&key, event, &mut out),
         };
+        self.name(event, &flow, &mut out);
         let (mut missing, again) = flow.joined[side(event)].place(event);
         if !std::mem::replace(&mut flow.started[side(event)], true) {
             // What came before we joined is not missing.
@@ -120,8 +121,6 @@ impl Pcapng {
         for piece in payload.chunks(MAX_SEGMENT) {
             out.extend(flow.packet(by_client, ACK | PUSH, piece, &comment));
         }
-        self.name(event, &flow, &mut out);
-
         self.clock += 1;
         self.recent.remove(&flow.used);
         flow.used = self.clock;
@@ -170,6 +169,8 @@ impl Pcapng {
             at: 0,
             used: 0,
         };
+        // Readers know a name from where it stands in the file on.
+        self.name(event, &flow, out);
         flow.begin(u64::try_from(event.timestamp).unwrap_or(0), out);
         flow
     }
