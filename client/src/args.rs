@@ -6,7 +6,7 @@ use argh::FromArgs;
 
 use crate::{
     address::Address,
-    commands::{InspectArgs, RecordArgs, ReplayArgs},
+    commands::{ExtcapArgs, InspectArgs, RecordArgs, ReplayArgs},
     http::filter::Filter,
 };
 
@@ -41,6 +41,8 @@ pub enum Command {
     Record(RecordArgs),
     /// Serve a recording.
     Replay(ReplayArgs),
+    /// Be a capture interface of Wireshark.
+    Extcap(ExtcapArgs),
 }
 
 /// Shows HTTP as it was meant: the stream on stdout, notes about it on stderr.

@@ -52,9 +52,10 @@ pub struct InspectArgs {
 
 /// Keeps the stream in a file that only you may read (mode 0600), until Ctrl-C.
 ///
-/// The file's ending says what it is: .pb (every message as it came, for plaintap replay) or .jsonl (a JSON object a line,
-/// as plaintap watch --json prints it).
-#[derive(FromArgs, Debug)]
+/// The file's ending says what it is: .pb (every message as it came, for plaintap replay), .jsonl (a JSON object a line, as
+/// plaintap watch --json prints it), .pcapng (TCP connections that carry the plaintext, for Wireshark) or .har (HTTP, for
+/// browsers' developer tools).
+#[derive(FromArgs, Debug, Default)]
 #[argh(
     subcommand,
     name = "record",
@@ -62,6 +63,8 @@ pub struct InspectArgs {
   {command_name} -o session.pb",
     example = "A new file every hour or 100 MB, of which the last 24 are kept: session-0001.jsonl and so on:
   {command_name} -o session.jsonl --rotate-time 1h --rotate-size 100M --keep 24",
+    example = "Into Wireshark as it comes; there, Analyze > Decode As makes port 443 HTTP:
+  {command_name} -o - | wireshark -k -i -",
     note = "A file that is there already is never written over without --force. What was recorded stays readable however
 the recording ends. Its messages are plaintext: passwords, cookies, tokens."
 )]
@@ -69,7 +72,7 @@ pub struct RecordArgs {
     /// the server, as ws://HOST:PORT/, and in its query what to send: docs/protocol.md (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
-    /// the file; - is stdout
+    /// the file; - is stdout, and .pcapng unless --format says otherwise
     #[argh(option, short = 'o', arg_name = "file")]
     pub output: PathBuf,
     /// what the file is, if its ending does not say it
@@ -93,6 +96,45 @@ pub struct RecordArgs {
     /// end when the connection ends; exit code 0 if the server closed it in good order
     #[argh(switch)]
     pub no_reconnect: bool,
+}
+
+/// Is a capture interface of Wireshark, which runs this by itself.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "extcap",
+    example = "Have Wireshark find it: plaintap is then among its interfaces
+  ln -s \"$(command -v plaintap)\" EXTCAP_FOLDER/plaintap-extcap",
+    note = "tshark -G folders, or Help > About Wireshark > Folders, names the folder."
+)]
+pub struct ExtcapArgs {
+    /// name the interfaces
+    #[argh(switch)]
+    pub extcap_interfaces: bool,
+    /// wireshark's version
+    #[argh(option, arg_name = "version")]
+    pub extcap_version: Option<String>,
+    /// the interface that is meant
+    #[argh(option, arg_name = "name")]
+    pub extcap_interface: Option<String>,
+    /// name the link type
+    #[argh(switch)]
+    pub extcap_dlts: bool,
+    /// name the options
+    #[argh(switch)]
+    pub extcap_config: bool,
+    /// a filter, which is not looked at: Wireshark's display filters do that
+    #[argh(option, arg_name = "expr")]
+    pub extcap_capture_filter: Option<String>,
+    /// capture
+    #[argh(switch)]
+    pub capture: bool,
+    /// the pipe to capture into
+    #[argh(option, arg_name = "path")]
+    pub fifo: Option<PathBuf>,
+    /// the server (default: ws://127.0.0.1:28257/)
+    #[argh(option, arg_name = "url", default = "Address::default()")]
+    pub url: Address,
 }
 
 /// Serves a recorded .pb as an eCaptureQ server, so that every viewer can be tried without a device.

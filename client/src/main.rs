@@ -10,16 +10,17 @@ use std::{
 
 use plaintap::{
     args::{self, Command, Parsed},
-    inspect, note, record, replay, watch,
+    extcap, inspect, note, record, replay, watch,
 };
 
 fn main() -> ExitCode {
-    let args = env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
-    let command = match args::parse(args) {
+    let mut args = env::args_os();
+    let extcap = extcap::is_called(args.next().as_deref()).then(|| "extcap".to_owned());
+    let args = args.map(|arg| arg.to_string_lossy().into_owned());
+    let command = match args::parse(extcap.into_iter().chain(args)) {
         Ok(Parsed::Run(command)) => command,
         Ok(Parsed::Print(text)) => {
-            // Who closed our stdout has no use for the text.
-            let _ = io::stdout().write_all(text.as_bytes());
+            print(&text);
             return ExitCode::SUCCESS;
         }
         Err(error) => {
@@ -36,12 +37,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Who closed our stdout has no use for the text.
+fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
 fn run(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
         Command::Watch(args) => watch::run(args)?,
         Command::Inspect(args) => inspect::run(args)?,
         Command::Record(args) => record::run(args)?,
         Command::Replay(args) => replay::run(args)?,
+        Command::Extcap(args) => print(&extcap::run(args)?),
     }
     Ok(())
 }

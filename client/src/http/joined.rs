@@ -6,7 +6,7 @@ use crate::show;
 
 /// Where one direction has got to.
 #[derive(Debug, Default)]
-pub(super) struct Joined {
+pub(crate) struct Joined {
     /// The offset that comes next; `None` before the first event, and from servers that number nothing.
     next: Option<u64>,
 }
@@ -15,7 +15,7 @@ impl Joined {
     /// How many bytes are missing before this event, and how many of its own were seen already (a message that a server
     /// sends again). Streams without offsets are joined as they come. What was said on a connection that was joined
     /// `midway` before this direction's first event is not missing: it was before our time.
-    pub(super) fn place(&mut self, event: &Event, midway: bool) -> (u64, usize) {
+    pub(crate) fn place(&mut self, event: &Event, midway: bool) -> (u64, usize) {
         if event.connection_id == 0 {
             return (event.lost_before, 0);
         }
@@ -30,7 +30,7 @@ impl Joined {
 
 /// What events of one connection have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Key {
+pub(crate) enum Key {
     /// The agent's number, and the process. Its start is no part: it is not known from the first event on.
     Numbered(u64, i64),
     /// The addresses and the process.
@@ -40,7 +40,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn of(event: &Event) -> Self {
+    pub(crate) fn of(event: &Event) -> Self {
         if event.connection_id != 0 {
             Self::Numbered(event.connection_id, event.pid)
         } else if event.src_port != 0 && event.dst_port != 0 {
@@ -58,7 +58,7 @@ impl Key {
 }
 
 /// 0 for what the process read, 1 for what it wrote. Who says neither is taken to be a client.
-pub(super) fn side(event: &Event) -> usize {
+pub(crate) fn side(event: &Event) -> usize {
     match show::direction(event) {
         Direction::Read => 0,
         Direction::Written => 1,

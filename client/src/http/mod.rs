@@ -16,7 +16,7 @@ mod http1;
 mod http1_head;
 mod http2;
 mod http2_frame;
-mod joined;
+pub(crate) mod joined;
 mod json_text;
 pub mod page;
 #[cfg(test)]

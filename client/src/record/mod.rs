@@ -3,8 +3,12 @@
 //! A [`Recording`] is what one file holds, as bytes; [`Output`] owns the files. Each message is handed to the system whole,
 //! so that a recording that ends in a crash ends between two messages.
 
+mod blocks;
+mod har;
 mod output;
+mod pcapng;
 mod plain;
+mod segment;
 
 use std::{io, str::FromStr};
 
@@ -26,9 +30,14 @@ pub enum Format {
     Pb,
     /// A JSON object a line.
     Jsonl,
+    /// TCP connections that carry the plaintext, for Wireshark.
+    Pcapng,
+    /// Exchanges of HTTP, for browsers' developer tools.
+    Har,
 }
 
-const FORMATS: &[(&str, Format)] = &[("pb", Format::Pb), ("jsonl", Format::Jsonl)];
+const FORMATS: &[(&str, Format)] =
+    &[("pb", Format::Pb), ("jsonl", Format::Jsonl), ("pcapng", Format::Pcapng), ("har", Format::Har)];
 
 impl FromStr for Format {
     type Err = String;
@@ -47,7 +56,7 @@ pub enum Error {
     #[error(transparent)]
     Consume(#[from] consume::Error),
     /// The file's ending says nothing.
-    #[error("{0}: what is it to be? Give it the ending .pb or .jsonl, or say --format")]
+    #[error("{0}: what is it to be? Give it the ending .pb, .jsonl, .pcapng or .har, or say --format")]
     Format(String),
     /// The file can't be begun.
     #[error("{0}")]
@@ -80,7 +89,7 @@ pub trait Recording: Send {
 pub fn run(args: RecordArgs) -> Result<(), Error> {
     let stdout = args.output.as_os_str() == "-";
     let ending = args.output.extension().and_then(|ending| ending.to_str()).and_then(|e| e.parse().ok());
-    let format = args.format.or(ending);
+    let format = args.format.or(ending).or(stdout.then_some(Format::Pcapng));
     let format = format.ok_or_else(|| Error::Format(args.output.display().to_string()))?;
     if stdout && (args.rotate_size.is_some() || args.rotate_time.is_some() || args.keep.is_some()) {
         return Err(Error::Rotation);
@@ -95,6 +104,8 @@ fn record(args: RecordArgs, format: Format, output: Output) -> Result<(), Error>
     let recording: Box<dyn Recording> = match format {
         Format::Pb => Box::new(plain::Pb),
         Format::Jsonl => Box::new(plain::Jsonl),
+        Format::Pcapng => Box::new(pcapng::Pcapng::default()),
+        Format::Har => Box::new(har::Har::default()),
     };
     let (url, reconnect) = (args.url.clone(), !args.no_reconnect);
     let mut recorder =
@@ -135,6 +146,7 @@ impl Consumer for Recorder {
         if self.output.is_full() {
             let end = self.recording.end();
             self.output.write(&end, self.recording.trailer())?;
+            self.output.end(self.recording.trailer())?;
             self.output.next()?;
             let head = self.recording.begin();
             self.output.write(&head, self.recording.trailer())?;

@@ -22,6 +22,7 @@ mod old_clients;
 mod payloads;
 mod protocols;
 mod queries;
+mod recordings;
 mod refusals;
 mod resume;
 mod rubbish;
