@@ -13,7 +13,7 @@ const hash = (text) => `'sha256-${createHash("sha256").update(text).digest("base
 // In the order of their needs; they share one scope, so that names must differ.
 const modules = ["pile.js", "proto.js", "http1.js", "hpack.js", "http2.js", "traffic.js", "export.js", "link.js", "detail.js", "list.js", "app.js"];
 const script = modules.map((name) =>
-  read(name).replace(/^import .*\n/gm, "").replace(/^export /gm, "").replace(/^\s*\/\/.*\n|^\s*\/\*\*[^]*?\*\/\n/gm, ""))
+  read(name).replace(/^import .*\n/gm, "").replace(/^export /gm, "").replace(/^\s*\/\/.*\n|^\s*\/\*\*[\s\S]*?\*\/\n/gm, ""))
   .join("");
 // Throws where two modules use one name.
 new Script(script);

@@ -55,7 +55,8 @@ export class Traffic {
       this.#connections.set(key, connection);
     }
     connection.event = event;
-    const side = (connection.sides[event.direction] ??= { next: null, reader: null });
+    connection.sides[event.direction] ??= { next: null, reader: null };
+    const side = connection.sides[event.direction];
     const at = event.stream_offset;
     const hole = event.connection_id > 0n && (side.next === null ? at > 0n : at !== side.next);
     side.next = at + BigInt(event.payload.length);

@@ -169,6 +169,25 @@ test("the agent's log and heartbeat are there", async () => {
   assert.match(await page.getByText(/events captured/).innerText(), /\b0 lost/);
 });
 
+test("no rule of accessibility is broken, in light and dark, on a desktop and on a phone", async () => {
+  await folder.curl(`${server.url}/gzip`, `${server.url}/missing`);
+  await row("/gzip").last().click();
+  await detail().locator("pre").waitFor();
+  const axe = readFileSync(new URL(import.meta.resolve("axe-core/axe.min.js")), "utf8");
+  for (const colorScheme of ["light", "dark"]) {
+    for (const width of [1280, 390]) {
+      await page.emulateMedia({ colorScheme });
+      await page.setViewportSize({ width, height: 800 });
+      // By the debugger, which the page's policy does not bind.
+      await page.evaluate(axe);
+      const { passes, violations } = await page.evaluate("axe.run()");
+      assert.ok(passes.length > 10);
+      const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join("; ")}`);
+      assert.deepEqual(found, [], `${colorScheme}, ${width} pixels`);
+    }
+  }
+});
+
 test("nothing was asked of any other host, nothing went wrong, and the page may not be framed", async () => {
   const hosts = new Set(view.asked.filter((url) => !url.startsWith("data:")).map((url) => new URL(url).host).filter(Boolean));
   assert.deepEqual([...hosts], [`127.0.0.1:${wire.port}`]);
