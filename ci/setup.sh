@@ -3,7 +3,7 @@
 #
 #   bash ci/setup.sh demo     for ci/demo.sh: cargo, a C compiler, AOSP's BoringSSL and its tool
 #   bash ci/setup.sh device   for ci/build-device.sh: Debian's Rust with its library's sources, pip
-#   bash ci/setup.sh test     for ci/test.sh: all of that, and the tools that rebuild the eBPF objects
+#   bash ci/setup.sh test     for ci/test.sh: all of that, the tools that rebuild the eBPF objects, and a browser
 #
 # A cargo that is new enough (rustup's) is used as it is. Nothing is ever removed.
 set -euo pipefail
@@ -93,6 +93,20 @@ need_compiler() {
   install "certificates, to fetch crates" ca-certificates
 }
 
+# The page's tests: node, a browser, and the packages of the lock file.
+need_browser() {
+  command -v node >/dev/null && command -v npm >/dev/null || install "node, for the page's tests" nodejs npm
+  install "a browser, for the page's tests" chromium
+  local place
+  place=$(dirname "$0")/../tests/web
+  cmp -s "$place/package-lock.json" "$place/node_modules/.of-lock.json" && return
+  say "setup: installing what tests/web/package-lock.json names (the page's tests)"
+  # Only what the lock file names, and none of the packages' own scripts.
+  npm ci --prefix "$place" --ignore-scripts --no-audit --no-fund >"$log" 2>&1 ||
+    die "npm can't install tests/web/package-lock.json: $(grep -m 1 '^npm err' "$log" || tail -n 1 "$log")"
+  cp "$place/package-lock.json" "$place/node_modules/.of-lock.json"
+}
+
 need_device() {
   local rust=(rustc-web cargo-web rust-web-src)
   install "Rust and its library's sources, to build for aarch64" "${rust[@]}"
@@ -129,6 +143,7 @@ case $profile in
     install "programs that speak HTTP over OpenSSL, for the end-to-end tests" curl nghttp2-client nghttp2-server python3
     install "Wireshark's dissectors, which read recordings in the tests" tshark
     command -v c++ >/dev/null || install "the C++ compiler that libFuzzer needs" g++
+    need_browser
     install "to rebuild the eBPF objects" libstd-rust-web-dev-bpf llvm-22
     ;;
   *) usage 2 >&2 ;;

@@ -3,20 +3,22 @@
 import { headerOf } from "./http1.js";
 
 const MAX_DECODED = 4 << 20;
+const MAX_HAR = 256 << 20;
 
 /** A message's body with its Content-Encoding undone, as far as this browser can and within 4 MiB. */
 export async function plainBody(message) {
   const coding = headerOf(message, "content-encoding").trim().toLowerCase();
   const format = { gzip: "gzip", "x-gzip": "gzip", deflate: "deflate" }[coding];
-  if (!format || !message.body.length) {
-    const other = coding && coding !== "identity" && message.body.length;
-    return { bytes: message.body, note: other ? `as it was sent, in ${coding}` : "" };
+  const { bytes: sent } = message.body;
+  if (!format || !sent.length) {
+    const other = coding && coding !== "identity" && sent.length;
+    return { bytes: sent, note: other ? `as it was sent, in ${coding}` : "" };
   }
   const parts = [];
   let size = 0;
   let note = `un${coding === "deflate" ? "deflated" : "zipped"}`;
   try {
-    const reader = new Blob([message.body]).stream().pipeThrough(new DecompressionStream(format)).getReader();
+    const reader = new Blob([sent]).stream().pipeThrough(new DecompressionStream(format)).getReader();
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
@@ -30,7 +32,7 @@ export async function plainBody(message) {
     }
   } catch {
     note = "cut off: what could be decoded of it";
-    if (!size) return { bytes: message.body, note: `not decodable, as it was sent, in ${coding}` };
+    if (!size) return { bytes: sent, note: `not decodable, as it was sent, in ${coding}` };
   }
   return { bytes: new Uint8Array(await new Blob(parts).arrayBuffer()), note };
 }
@@ -58,43 +60,59 @@ export function hexOf(bytes) {
   return lines.join("\n");
 }
 
-/** The rows that are HTTP, as a HAR 1.2 object. */
+/** The rows that are HTTP, as the pieces of a HAR 1.2 file: one text would be longer than a text may be. */
 export async function harOf(rows) {
-  const pairs = (headers) => headers.filter(([name]) => !name.startsWith(":")).map(([name, value]) => ({ name, value }));
-  const entries = [];
+  const creator = JSON.stringify({ name: "plaintap", version: "1" });
+  const pieces = [`{"log":{"version":"1.2","creator":${creator},"entries":[`];
+  let room = MAX_HAR;
   for (const row of rows) {
-    const { request, response } = row;
-    if (!request) continue;
-    const httpVersion = row.protocol;
-    const url = /^https?:/.test(request.path) ? request.path : `https://${row.host}${request.path}`;
-    const parsed = URL.canParse(url) ? new URL(url) : null;
-    const time = row.end ? Math.max(0, row.end - row.time) : 0;
-    const sent = textOf((await plainBody(request)).bytes);
-    const got = response ? (await plainBody(response)).bytes : new Uint8Array();
-    const text = textOf(got);
-    const content = { size: got.length, mimeType: headerOf(response, "content-type") };
-    if (text !== null) content.text = text;
-    else {
-      content.text = btoa(Array.from(got, (byte) => String.fromCharCode(byte)).join(""));
-      content.encoding = "base64";
-    }
-    const entry = {
-      startedDateTime: new Date(row.time).toISOString(), time,
-      request: {
-        method: request.method, url, httpVersion, cookies: [], headers: pairs(request.headers),
-        queryString: [...(parsed?.searchParams ?? [])].map(([name, value]) => ({ name, value })),
-        headersSize: -1, bodySize: request.size,
-      },
-      response: {
-        status: response?.status ?? 0, statusText: "", httpVersion, cookies: [], headers: pairs(response?.headers ?? []),
-        content, redirectURL: headerOf(response, "location"), headersSize: -1, bodySize: response?.size ?? -1,
-      },
-      cache: {}, timings: { send: 0, wait: time, receive: 0 }, comment: `${row.process} ${row.pid}`,
-    };
-    if (request.size) {
-      entry.request.postData = { mimeType: headerOf(request, "content-type"), params: [], text: sent ?? "" };
-    }
-    entries.push(entry);
+    if (!row.request) continue;
+    const entry = JSON.stringify(await harEntry(row, room > 0));
+    room -= entry.length;
+    pieces.push(pieces.length > 1 ? `,\n${entry}` : entry);
   }
-  return { log: { version: "1.2", creator: { name: "plaintap", version: "1" }, entries } };
+  pieces.push("]}}\n");
+  return pieces;
+}
+
+async function harEntry(row, bodies) {
+  const { request, response, protocol: httpVersion } = row;
+  const pairs = (headers) => headers.filter(([name]) => !name.startsWith(":")).map(([name, value]) => ({ name, value }));
+  const url = /^https?:/.test(request.path) ? request.path : `https://${row.host}${request.path}`;
+  const parsed = URL.canParse(url) ? new URL(url) : null;
+  const time = row.end ? Math.max(0, row.end - row.time) : 0;
+  const sent = bodies ? textOf((await plainBody(request)).bytes) : null;
+  const got = bodies && response ? (await plainBody(response)).bytes : new Uint8Array();
+  const text = textOf(got);
+  const content = { size: got.length, mimeType: headerOf(response, "content-type") };
+  if (text !== null) {
+    content.text = text;
+  } else {
+    content.text = base64(got);
+    content.encoding = "base64";
+  }
+  const entry = {
+    startedDateTime: new Date(row.time).toISOString(), time,
+    request: {
+      method: request.method, url, httpVersion, cookies: [], headers: pairs(request.headers),
+      queryString: [...(parsed?.searchParams ?? [])].map(([name, value]) => ({ name, value })),
+      headersSize: -1, bodySize: request.size,
+    },
+    response: {
+      status: response?.status ?? 0, statusText: "", httpVersion, cookies: [], headers: pairs(response?.headers ?? []),
+      content, redirectURL: headerOf(response, "location"), headersSize: -1, bodySize: response?.size ?? -1,
+    },
+    cache: {}, timings: { send: 0, wait: time, receive: 0 },
+    comment: `${row.process} ${row.pid}${bodies ? "" : "; the export is full, so that bodies are left out"}`,
+  };
+  if (request.size) {
+    entry.request.postData = { mimeType: headerOf(request, "content-type"), params: [], text: sent ?? "" };
+  }
+  return entry;
+}
+
+function base64(bytes) {
+  let text = "";
+  for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  return btoa(text);
 }

@@ -20,6 +20,8 @@ const STATIC = (
 });
 /** What a table may be told to grow to. */
 const MAX_TABLE = 64 << 10;
+/** What a block's headers may come to, counted as the table is; those behind it are left out. */
+const MAX_HEADERS = 256 << 10;
 const latin = new TextDecoder("latin1");
 
 const CODES = new Map();
@@ -58,12 +60,18 @@ export function huffman(bytes) {
 
 export class Hpack {
   #table = [];
-  #size = 0;
+  /** Bytes of the table, as the RFC counts them. */
+  size = 0;
   #most = 4096;
 
   /** The headers of a whole block, as pairs. Throws when the block is broken, or its table's start was missed. */
   decode(block) {
     const headers = [];
+    let room = MAX_HEADERS;
+    const keep = (header) => {
+      room -= header[0].length + header[1].length + 32;
+      if (room >= 0) headers.push(header);
+    };
     let at = 0;
     const byte = () => {
       if (at >= block.length) throw new Error("a header block ends too early");
@@ -92,7 +100,7 @@ export class Hpack {
     while (at < block.length) {
       const first = block[at];
       if (first & 128) {
-        headers.push(this.#entry(number(7)));
+        keep(this.#entry(number(7)));
       } else if ((first & 224) === 32) {
         this.#most = Math.min(number(5), MAX_TABLE);
         this.#evict();
@@ -101,10 +109,10 @@ export class Hpack {
         const index = number(kept ? 6 : 4);
         const name = index ? this.#entry(index)[0] : text();
         const header = [name, text()];
-        headers.push(header);
+        keep(header);
         if (kept) {
           this.#table.unshift(header);
-          this.#size += header[0].length + header[1].length + 32;
+          this.size += header[0].length + header[1].length + 32;
           this.#evict();
         }
       }
@@ -119,9 +127,9 @@ export class Hpack {
   }
 
   #evict() {
-    while (this.#size > this.#most) {
+    while (this.size > this.#most) {
       const [name, value] = this.#table.pop();
-      this.#size -= name.length + value.length + 32;
+      this.size -= name.length + value.length + 32;
     }
   }
 }

@@ -1,13 +1,16 @@
 // HTTP/2 of one direction of a connection: frames in, messages out, one per stream.
 
 import { Hpack } from "./hpack.js";
-import { headerOf, joinBytes, MAX_BODY } from "./http1.js";
+import { headerOf, MAX_BODY } from "./http1.js";
+import { Pile } from "./pile.js";
 
 const PREFACE = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_FRAME = 1 << 20;
 /** Streams open at a time; the oldest are given up. */
 const MAX_STREAMS = 1000;
-const DATA = 0, HEADERS = 1, RST = 3, CONTINUATION = 9;
+/** Headers of a message to which more may come behind its body. */
+const MAX_TRAILERS = 1000;
+const DATA = 0, HEADERS = 1, RST = 3, PUSH = 5, CONTINUATION = 9;
 
 /** Whether a direction's first bytes are a client's HTTP/2 (or a server's, by its SETTINGS frame). */
 export function isHttp2(bytes) {
@@ -17,12 +20,14 @@ export function isHttp2(bytes) {
 }
 
 export class Http2 {
-  #rest = new Uint8Array();
+  #rest = new Pile();
   #hpack = new Hpack();
   #streams = new Map();
   #block = null;
   #dead = false;
   #started = false;
+  /** The message of the last data. */
+  current = null;
 
   /** As `Http1`'s; messages have `stream`, the stream's number. */
   constructor(begun, ended) {
@@ -33,57 +38,67 @@ export class Http2 {
   /** Takes the stream's next bytes. */
   push(bytes) {
     if (this.#dead) return;
-    let rest = joinBytes(this.#rest, bytes);
+    const rest = this.#rest;
+    rest.push(bytes);
     if (!this.#started) {
-      const preface = rest[0] === 80;
-      if (preface && rest.length < PREFACE.length) {
-        this.#rest = rest;
-        return;
-      }
-      if (preface) rest = rest.subarray(PREFACE.length);
+      const preface = rest.bytes[0] === 80;
+      if (preface && rest.length < PREFACE.length) return;
+      if (preface) rest.drop(PREFACE.length);
       this.#started = rest.length > 0 || preface;
     }
     while (rest.length >= 9) {
-      const length = (rest[0] << 16) | (rest[1] << 8) | rest[2];
+      const head = rest.bytes;
+      const length = (head[0] << 16) | (head[1] << 8) | head[2];
       if (length > MAX_FRAME) {
         this.gap();
         return;
       }
-      if (rest.length < 9 + length) break;
-      const stream = (((rest[5] & 127) << 24) | (rest[6] << 16) | (rest[7] << 8) | rest[8]) >>> 0;
-      this.#frame(rest[3], rest[4], stream, rest.subarray(9, 9 + length));
-      rest = rest.subarray(9 + length);
+      if (head.length < 9 + length) break;
+      const stream = (((head[5] & 127) << 24) | (head[6] << 16) | (head[7] << 8) | head[8]) >>> 0;
+      this.#frame(head[3], head[4], stream, head.subarray(9, 9 + length));
+      rest.drop(9 + length);
     }
-    this.#rest = rest.slice();
+  }
+
+  /** Bytes that wait for others, and those of the header table. */
+  get held() {
+    return this.#rest.length + this.#hpack.size + (this.#block?.bytes.length ?? 0);
   }
 
   /** Bytes are missing: frames and header tables can't be found again, so that this direction ends here. */
   gap() {
     this.#dead = true;
-    this.#rest = new Uint8Array();
+    this.#rest.clear();
+    this.#block = null;
     for (const stream of [...this.#streams.keys()]) this.#end(stream, true);
   }
 
   #frame(type, flags, stream, payload) {
     let body = payload;
-    if ((type === DATA || type === HEADERS) && flags & 8) {
+    if ((type === DATA || type === HEADERS || type === PUSH) && flags & 8) {
       body = body.subarray(1, Math.max(1, body.length - (body[0] ?? 0)));
     }
     if (type === HEADERS) {
-      this.#block = { ends: flags & 1, bytes: flags & 32 ? body.subarray(5) : body };
+      this.#block = { ends: flags & 1, bytes: new Pile() };
+      this.#block.bytes.push(flags & 32 ? body.subarray(5) : body);
+    } else if (type === PUSH) {
+      // The request that it promises: read for what it does to the header table.
+      this.#block = { promise: true, bytes: new Pile() };
+      this.#block.bytes.push(body.subarray(4));
     } else if (type === CONTINUATION && this.#block) {
-      this.#block.bytes = joinBytes(this.#block.bytes, body, MAX_FRAME);
+      this.#block.bytes.push(body, MAX_FRAME);
     }
-    if ((type === HEADERS || type === CONTINUATION) && flags & 4 && this.#block) {
-      const { ends, bytes } = this.#block;
+    if ((type === HEADERS || type === PUSH || type === CONTINUATION) && flags & 4 && this.#block) {
+      const { ends, promise, bytes } = this.#block;
       this.#block = null;
-      this.#headers(stream, bytes);
+      this.#headers(promise ? 0 : stream, bytes.bytes);
       if (ends) this.#end(stream, false);
     } else if (type === DATA) {
       const message = this.#streams.get(stream);
       if (message) {
+        this.current = message;
         message.size += body.length;
-        message.body = joinBytes(message.body, body, MAX_BODY);
+        message.body.push(body, message.gone ? 0 : MAX_BODY);
       }
       if (flags & 1) this.#end(stream, false);
     } else if (type === RST) {
@@ -98,12 +113,15 @@ export class Http2 {
     } catch (error) {
       headers = [["(headers)", error.message]];
     }
+    if (stream === 0) return;
     const open = this.#streams.get(stream);
     if (open) {
-      open.headers.push(...headers);
+      for (const header of headers.slice(0, MAX_TRAILERS)) {
+        if (open.headers.length < MAX_TRAILERS) open.headers.push(header);
+      }
       return;
     }
-    const message = { stream, headers, body: new Uint8Array(), size: 0, done: false, cut: false };
+    const message = { stream, headers, body: new Pile(), size: 0, done: false, cut: false };
     const status = headerOf(message, ":status");
     if (/^1\d\d$/.test(status)) return;
     if (status) message.status = Number(status);
@@ -121,6 +139,7 @@ export class Http2 {
     this.#streams.delete(stream);
     message.done = true;
     message.cut = cut;
+    message.body.trim();
     this.ended(message);
   }
 }

@@ -1,29 +1,39 @@
 // Events to rows: connections put together, a row for each exchange of HTTP, or for each connection of anything else.
 //
-// Owns all that is kept. Bounded: `MAX_ROWS` rows, `MAX_KEPT` bytes of bodies; the oldest rows go first.
+// Owns all that is kept. Bounded: `MAX_ROWS` rows, `MAX_KEPT` bytes of bodies and headers, and as many of connections' unread
+// rests; the oldest go first.
 
-import { headerOf, Http1, joinBytes } from "./http1.js";
+import { headerOf, Http1 } from "./http1.js";
 import { Http2, isHttp2 } from "./http2.js";
+import { Pile } from "./pile.js";
 
 export const MAX_ROWS = 50_000;
 const MAX_KEPT = 128 << 20;
 const MAX_CONNECTIONS = 2000;
 const MAX_RAW = 64 << 10;
 const MAX_WAITING = 256;
+const MAX_ASKED = 1000;
+/** What an object costs besides its text and bytes, about. */
+const OBJECT = 64;
 
 export class Traffic {
   rows = [];
   dropped = 0;
+  /** Rows that are new or became others; whoever shows them empties it. */
+  changed = new Set();
   #kept = 0;
   #number = 0;
   #connections = new Map();
 
+  /** The newest row's number. */
+  get last() {
+    return this.#number;
+  }
+
   /** Forgets all rows. Connections that are open go on. */
   clear() {
-    for (const row of this.rows) row.gone = true;
-    this.rows = [];
+    this.#discard(this.rows.length);
     this.#kept = 0;
-    for (const connection of this.#connections.values()) connection.raw = null;
   }
 
   /** Another run of the agent: its numbers have nothing to do with those before. */
@@ -38,18 +48,31 @@ export class Traffic {
     if (!connection) {
       connection = { key, sides: {}, waiting: [], streams: new Map(), raw: null };
       this.#connections.set(key, connection);
-      if (this.#connections.size > MAX_CONNECTIONS) this.#connections.delete(this.#connections.keys().next().value);
+      if (this.#connections.size > MAX_CONNECTIONS) this.#forget(1);
+    } else {
+      // The one that was silent for longest is the first to go.
+      this.#connections.delete(key);
+      this.#connections.set(key, connection);
     }
     connection.event = event;
-    const side = (connection.sides[event.direction] ??= { next: null, reader: null });
+    connection.sides[event.direction] ??= { next: null, reader: null };
+    const side = connection.sides[event.direction];
     const at = event.stream_offset;
     const hole = event.connection_id > 0n && (side.next === null ? at > 0n : at !== side.next);
     side.next = at + BigInt(event.payload.length);
     if (hole || event.lost_before > 0n) side.reader?.gap?.();
-    side.reader ??= this.#reader(connection, event);
-    side.reader.push(event.payload);
+    if (connection.upgraded) {
+      this.#raw(connection, event.payload);
+    } else {
+      side.reader ??= this.#reader(connection, event);
+      side.reader.push(event.payload);
+      // What came with the answer that ended HTTP here.
+      if (connection.upgraded) this.#raw(connection, side.reader.rest());
+    }
+    const current = side.reader?.current;
+    if (current?.row) this.changed.add(current.row);
     this.#kept += event.payload.length;
-    if (event.truncated) side.reader.gap?.();
+    if (event.truncated) side.reader?.gap?.();
     this.#bound();
   }
 
@@ -70,15 +93,16 @@ export class Traffic {
   #begun1(connection, message) {
     if (!message.status) {
       const row = this.#row(connection, "HTTP/1.1", message);
+      this.#belongs(row, message);
       connection.waiting.push(row);
       if (connection.waiting.length > MAX_WAITING) connection.waiting.shift();
       return;
     }
-    const interim = message.status < 200 && message.status !== 101;
-    const row = connection.waiting[0] ?? this.#row(connection, "HTTP/1.1", null);
-    if (interim) return;
-    connection.waiting.shift();
-    this.#answer(row, message);
+    if (message.status < 200 && message.status !== 101) return;
+    const row = connection.waiting.shift() ?? this.#row(connection, "HTTP/1.1", null);
+    row.response = message;
+    this.#belongs(row, message);
+    connection.upgraded = message.status === 101 || (row.request?.method === "CONNECT" && message.status < 300);
   }
 
   #begun2(connection, message) {
@@ -86,29 +110,43 @@ export class Traffic {
     if (!row) {
       row = this.#row(connection, "HTTP/2", null);
       connection.streams.set(message.stream, row);
-      if (connection.streams.size > 1000) connection.streams.delete(connection.streams.keys().next().value);
+      if (connection.streams.size > MAX_ASKED) connection.streams.delete(connection.streams.keys().next().value);
     }
-    if (message.status) this.#answer(row, message);
-    else {
+    if (message.status) {
+      row.response = message;
+    } else {
       row.request = message;
       row.host = headerOf(message, ":authority") || row.host;
     }
+    this.#belongs(row, message);
   }
 
-  #answer(row, message) {
-    row.response = message;
+  #belongs(row, message) {
     message.row = row;
+    message.gone = row.gone;
+    this.#kept += headersWeight(message);
+    this.changed.add(row);
   }
 
   #ended(connection, message) {
-    if (message.row && message.status) message.row.end = Number(connection.event.timestamp / 1000n) / 1000;
+    const { row } = message;
+    if (!row) return;
+    row.end = timeOf(connection.event);
+    this.changed.add(row);
+    if (row.request?.done && row.response?.done) connection.streams.delete(message.stream);
   }
 
   #raw(connection, bytes) {
+    if (!bytes.length) return;
     const { direction, type } = connection.event;
-    const row = (connection.raw ??= this.#row(connection, type === 5 ? "WebSocket" : "bytes", null));
+    if (!connection.raw || connection.raw.gone) {
+      connection.raw = this.#row(connection, type === 5 ? "WebSocket" : "bytes", null);
+    }
+    const row = connection.raw;
     const side = direction === 2 ? "written" : "read";
-    row[side] = joinBytes(row[side] ?? new Uint8Array(), bytes, MAX_RAW);
+    row[side] ??= new Pile();
+    row[side].push(bytes, MAX_RAW);
+    this.changed.add(row);
     row.rawSize = (row.rawSize ?? 0) + bytes.length;
   }
 
@@ -116,23 +154,61 @@ export class Traffic {
     const { event } = connection;
     const row = {
       number: ++this.#number, protocol, request, response: null,
-      time: Number(event.timestamp / 1000n) / 1000, process: event.pname, pid: event.pid, app: event.app,
+      time: timeOf(event), process: event.pname, pid: event.pid, app: event.app,
       host: headerOf(request, "host") || event.server_name || event.dst_ip,
     };
     this.rows.push(row);
+    this.changed.add(row);
     return row;
   }
 
   #bound() {
-    let drop = Math.max(0, this.rows.length - MAX_ROWS);
-    if (this.#kept > MAX_KEPT) drop = Math.max(drop, Math.ceil(this.rows.length / 4));
-    if (!drop || (drop === 1 && this.rows.length < MAX_ROWS)) return;
     // A thousand at a time: to move all others costs more than one row is worth.
-    drop = Math.min(this.rows.length, Math.max(drop, this.rows.length > MAX_ROWS ? 1000 : drop));
-    for (const row of this.rows.splice(0, drop)) row.gone = true;
-    this.dropped += drop;
-    if (this.#kept > MAX_KEPT) this.#kept = this.rows.reduce((sum, row) => sum + sizeOf(row), 0);
+    if (this.rows.length > MAX_ROWS) this.#discard(1000);
+    if (this.#kept <= MAX_KEPT) return;
+    // What was counted is more than what is there: bodies are kept in part.
+    const weigh = () => this.rows.reduce((sum, row) => sum + weight(row), 0);
+    this.#kept = weigh();
+    while (this.#kept > MAX_KEPT * 0.75) {
+      this.#discard(Math.ceil(this.rows.length / 4));
+      this.#kept = weigh();
+    }
+    const held = () => [...this.#connections.values()].reduce((sum, { sides }) =>
+      sum + Object.values(sides).reduce((bytes, { reader }) => bytes + (reader?.held ?? 0), 0), 0);
+    while (held() > MAX_KEPT / 2) this.#forget(Math.ceil(this.#connections.size / 4));
   }
+
+  /** Lets the oldest rows go, and what of them is still to come. */
+  #discard(count) {
+    for (const row of this.rows.splice(0, count)) {
+      row.gone = true;
+      for (const message of [row.request, row.response]) {
+        if (!message) continue;
+        message.gone = true;
+        message.body = new Pile();
+      }
+      row.written = row.read = undefined;
+      this.changed.add(row);
+    }
+    this.dropped += count;
+  }
+
+  /** Lets the connections go that were silent for longest. */
+  #forget(count) {
+    for (const key of [...this.#connections.keys()].slice(0, count)) this.#connections.delete(key);
+  }
+}
+
+const timeOf = (event) => Number(event.timestamp / 1000n) / 1000;
+
+const headersWeight = ({ headers }) =>
+  headers.reduce((sum, [name, value]) => sum + name.length + value.length + OBJECT, OBJECT);
+
+/** What a row takes of memory, about. */
+function weight(row) {
+  const messages = [row.request, row.response].filter(Boolean);
+  return messages.reduce((sum, message) => sum + headersWeight(message) + message.body.length, OBJECT) +
+    (row.written?.length ?? 0) + (row.read?.length ?? 0);
 }
 
 /** Bytes of a row's bodies. */

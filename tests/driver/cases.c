@@ -482,5 +482,7 @@ int main(int count, char **arguments) {
         line[strcspn(line, "\n")] = '\0';
         obey(line);
     }
-    return 0;
+    /* Without the library's own clean-up, which other threads may be in the way of. */
+    fflush(NULL);
+    _exit(0);
 }
