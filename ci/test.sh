@@ -61,11 +61,12 @@ if [[ $quick ]]; then
   step "unit and end-to-end tests, without the differential test" cargo test --locked --workspace \
     --exclude plaintap-bpf --exclude plaintap-bench --lib --bins --test e2e
   step "device build: aarch64" bash ci/build-device.sh
-  say "${green}$done_steps steps passed in $SECONDS s$plain; left out: the differential test, fuzzing, arm64 kernels 5.10, 6.1 and 6.12"
+  say "${green}$done_steps steps passed in $SECONDS s$plain; left out: the differential test, the page, fuzzing, arm64 kernels 5.10, 6.1 and 6.12"
   exit
 fi
 # Each run of the differential test lasts a minute.
 PLAINTAP_STORM_SECONDS=60 step "unit and end-to-end tests" cargo test --locked
+step "the page, in node and Chromium" bash tests/web/test.sh
 step "TLS for clients, a cargo feature" cargo test --locked -p plaintapd --features tls --test tls
 step "device build: aarch64" bash ci/build-device.sh
 step "fuzzing, 5 s a target" bash ci/fuzz.sh 5
