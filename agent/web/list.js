@@ -115,10 +115,10 @@ export class List {
     made.ariaSetSize = String(this.#shown.length);
     made.ariaPosInSet = String(index + 1);
     made.style.top = `${index * HEIGHT}px`;
-    const status = element("span", response?.status ?? (request ? "…" : row.protocol));
+    const status = element("span", response?.status ?? (request ? "…" : ""));
     if (response?.status >= 400) status.classList.add("bad");
     const time = new Date(row.time).toTimeString().slice(0, 8);
-    made.append(element("span", time), element("span", row.process), element("span", request?.method ?? ""),
+    made.append(element("span", time), element("span", row.process), element("span", request?.method ?? (response ? "" : row.protocol)),
       element("span", row.host + (request?.path ?? "")), status, element("span", sizeText(sizeOf(row))));
     return made;
   }

@@ -139,7 +139,8 @@ test("after a cut the page comes back by itself with what came meanwhile, and no
   await folder.curl(`${server.url}/before`);
   await row("/before").filter({ hasText: "200" }).waitFor();
   wire.cut();
-  await page.getByText(/no connection to the agent/).waitFor();
+  // Until it has tried in vain, more than once.
+  await page.getByText("no connection to the agent; trying again in 2 s").waitFor();
   await folder.curl(`${server.url}/meanwhile`);
   wire.mend();
   await row("/meanwhile").filter({ hasText: "200" }).waitFor();

@@ -150,6 +150,58 @@ test("what is no HTTP is a row of bytes, and no number of rows is too many", () 
   assert.equal(hexOf(traffic.rows[0].written.bytes), "00000000  00 01                                            ..");
 });
 
+test("what follows an upgrade is shown as the bytes that it is", () => {
+  const traffic = new Traffic();
+  const answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n";
+  traffic.add(event(1, 2, 0, "GET /chat HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n"));
+  traffic.add(event(1, 1, 0, `${answer}early`));
+  traffic.add(event(1, 1, answer.length + 5, " and late", { type: 5 }));
+  traffic.add(event(1, 2, 60, "mine", { type: 5, lost_before: 0n }));
+  const [exchange, rest] = traffic.rows;
+  assert.deepEqual([exchange.request.path, exchange.response.status, traffic.rows.length], ["/chat", 101, 2]);
+  assert.equal(textOf(rest.read.bytes), "early and late");
+  assert.equal(textOf(rest.written.bytes), "mine");
+});
+
+test("a download of any size takes no more than a body's room, and sends no other row away", () => {
+  const traffic = new Traffic();
+  traffic.add(event(1, 2, 0, "GET /first HTTP/1.1\r\nHost: h\r\n\r\n"));
+  traffic.add(event(2, 2, 0, "GET /large HTTP/1.1\r\nHost: h\r\n\r\n"));
+  const head = `HTTP/1.1 200 OK\r\nContent-Length: ${400 << 20}\r\n\r\n`;
+  traffic.add(event(2, 1, 0, head));
+  const piece = new Uint8Array(1 << 20);
+  for (let sent = 0; sent < 400; sent++) traffic.add(event(2, 1, head.length + sent * piece.length, piece));
+  const [first, large] = traffic.rows;
+  assert.deepEqual([first.request.path, large.response.size, large.response.body.length], ["/first", 400 << 20, 1 << 20]);
+  assert.ok(large.response.done && !large.response.cut);
+});
+
+test("bodies that come to more than there is room for send the oldest rows away, and what is open of them stays empty", () => {
+  const traffic = new Traffic();
+  const piece = new Uint8Array(1 << 20);
+  const heads = "POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: 2000000\r\n\r\n";
+  for (let index = 1; index <= 300; index++) {
+    traffic.add(event(index, 2, 0, heads));
+    traffic.add(event(index, 2, heads.length, piece));
+  }
+  const kept = traffic.rows.reduce((sum, row) => sum + row.request.body.length, 0);
+  assert.ok(traffic.dropped > 0 && traffic.rows.length > 50 && kept <= 129 << 20, `${kept} bytes`);
+  const gone = [...traffic.changed].find((row) => row.gone);
+  assert.equal(gone.request.body.length, 0);
+});
+
+test("bytes in pieces of one are put together in no more than linear time", () => {
+  const whole = new Pile();
+  const one = new Uint8Array([7]);
+  const start = performance.now();
+  for (let count = 0; count < 1 << 20; count++) whole.push(one);
+  assert.equal(whole.length, 1 << 20);
+  assert.ok(performance.now() - start < 5000);
+  whole.drop(1 << 19);
+  whole.trim();
+  assert.equal(whole.bytes.buffer.byteLength, 1 << 19);
+});
+
 test("the filter wants all words, and leaves out those after a minus", () => {
   const traffic = new Traffic();
   traffic.add(event(1, 2, 0, "GET /Path HTTP/1.1\r\nHost: h.example\r\n\r\n"));
@@ -159,9 +211,8 @@ test("the filter wants all words, and leaves out those after a minus", () => {
 });
 
 test("the link asks for the backlog first, then for what comes behind what it saw", () => {
-  assert.equal(queryOf({ run: "", after: "0" }, null, false), "?backlog=all");
-  assert.equal(queryOf({ run: "ab", after: "7" }, "t", false), "?after=7&run=ab&token=t");
-  assert.equal(queryOf({ run: "ab", after: "7" }, null, true), "");
+  assert.equal(queryOf({ run: "", after: "0" }, null), "?backlog=all");
+  assert.equal(queryOf({ run: "ab", after: "7" }, "t"), "?after=7&run=ab&token=t");
 });
 
 test("the page asks nothing of any other host and has no place where markup could come from", () => {

@@ -68,8 +68,8 @@ export function makeFolder(comm) {
   };
 }
 
-/** A server for HTTP/1.1 and HTTP/2 over TLS, in the shapes that servers give it. */
-export async function startServer(folder) {
+/** A server for HTTP/1.1 and HTTP/2 over TLS, in the shapes that servers give it; at any free port if none is named. */
+export async function startServer(folder, host = "127.0.0.1", port = 0) {
   const tls = { cert: readFileSync(join(folder, "certificate.pem")), key: readFileSync(join(folder, "key.pem")) };
   const server = http2.createSecureServer({ ...tls, allowHTTP1: true }, (request, response) => {
     const { pathname } = new URL(request.url, "https://localhost");
@@ -98,7 +98,7 @@ export async function startServer(folder) {
       request.on("end", () => response.end(`${size} bytes came`));
     }
   });
-  server.listen(0, "127.0.0.1");
+  server.listen(port, host);
   await once(server, "listening");
   const sessions = new Set();
   server.on("session", (session) => sessions.add(session));
