@@ -18,6 +18,7 @@ pub mod record;
 pub mod replay;
 pub mod seen;
 pub mod server;
+pub mod shell;
 pub mod show;
 pub mod source;
 pub mod text;
