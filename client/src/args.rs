@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use crate::{
     address::Address,
-    commands::{ExtcapArgs, GenerateArgs, InspectArgs, RecordArgs, ReplayArgs},
+    commands::{ExtcapArgs, GenerateArgs, InspectArgs, RecordArgs, ReplayArgs, ServeArgs},
     http::filter::Filter,
 };
 
@@ -42,6 +42,8 @@ pub enum Command {
     Record(RecordArgs),
     /// Serve a recording.
     Replay(ReplayArgs),
+    /// Serve a stream again for older viewers.
+    Serve(ServeArgs),
     /// Be a capture interface of Wireshark.
     Extcap(ExtcapArgs),
     /// Write completions and a man page.

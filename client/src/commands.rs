@@ -165,6 +165,28 @@ pub struct ReplayArgs {
     pub once: bool,
 }
 
+/// Serves a stream again, live, for viewers that show payloads as they are: HTTP/1 and HTTP/2 as text, put together and
+/// decoded, in the fields that every eCaptureQ viewer knows.
+#[derive(FromArgs, ArgsInfo, Debug)]
+#[argh(
+    subcommand,
+    name = "serve",
+    example = "Point a viewer at ws://127.0.0.1:28258/, while this runs:
+  {command_name}",
+    note = "It listens on this computer only, and whoever uses this computer may connect."
+)]
+pub struct ServeArgs {
+    /// the server, as ws://HOST:PORT/ (default: ws://127.0.0.1:28257/)
+    #[argh(positional, default = "Address::default()", arg_name = "url")]
+    pub url: Address,
+    /// where to listen; port 0 is a free one, named on stderr (default: ws://127.0.0.1:28258/)
+    #[argh(option, arg_name = "url", default = "Listen(SocketAddr::from(([127, 0, 0, 1], 28258)))")]
+    pub listen: Listen,
+    /// end when the connection to the server ends; exit code 0 if the server closed it in good order
+    #[argh(switch)]
+    pub no_reconnect: bool,
+}
+
 /// Writes completions for bash, zsh and fish and a man page into a folder.
 #[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(

@@ -2,7 +2,8 @@
 //!
 //! The way through: `address` is what the person typed, `source` one connection, `follow` the connections one after
 //! another, `seen` what was missed between and within them, and `watch` puts it on the terminal with `show` and `text`. `inspect` and
-//! `record` stand behind `consume`, which hands them each message; `replay` stands behind `server`.
+//! `record` stand behind `consume`, which hands them each message; `replay` and
+//! `serve` stand behind `server`.
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -17,6 +18,7 @@ pub mod note;
 pub mod record;
 pub mod replay;
 pub mod seen;
+pub mod serve;
 pub mod server;
 pub mod shell;
 pub mod show;
