@@ -2,16 +2,16 @@
 
 use std::num::NonZeroU64;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::{
     address::Address,
-    commands::{ExtcapArgs, InspectArgs, RecordArgs, ReplayArgs},
+    commands::{ExtcapArgs, GenerateArgs, InspectArgs, RecordArgs, ReplayArgs, ServeArgs},
     http::filter::Filter,
 };
 
 /// Shows the plaintext of TLS connections, as plaintapd or another eCaptureQ server streams it.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(
     name = "plaintap",
     example = "Watch what the agent on this computer, or behind `adb forward tcp:28257 tcp:28257`, captures:
@@ -21,16 +21,17 @@ use crate::{
     error_code(1, "failed while running"),
     error_code(2, "wrong usage")
 )]
-struct Args {
+pub struct Args {
     /// print the version
     #[argh(switch)]
-    version: bool,
+    pub version: bool,
+    /// what to do
     #[argh(subcommand)]
-    command: Option<Command>,
+    pub command: Option<Command>,
 }
 
 /// What to do.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand)]
 pub enum Command {
     /// Show the stream as it comes.
@@ -41,8 +42,12 @@ pub enum Command {
     Record(RecordArgs),
     /// Serve a recording.
     Replay(ReplayArgs),
+    /// Serve a stream again for older viewers.
+    Serve(ServeArgs),
     /// Be a capture interface of Wireshark.
     Extcap(ExtcapArgs),
+    /// Write completions and a man page.
+    Generate(GenerateArgs),
 }
 
 /// Shows HTTP as it was meant: the stream on stdout, notes about it on stderr.
@@ -50,7 +55,7 @@ pub enum Command {
 /// A request and its response are a block: a line that says when (UTC), which process, the connection (who opened it ->
 /// who accepted it), what was asked, the status and how long it took; then headers and bodies, decoded, > before the
 /// client's and < before the server's. What is no HTTP is shown as it comes, as with --raw.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(
     subcommand,
     name = "watch",

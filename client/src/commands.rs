@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::{address::Address, record::Format};
 
@@ -17,7 +17,7 @@ use crate::{address::Address, record::Format};
 ///
 /// On exit a line on stderr says how many messages there were of each kind, and how fast they came. Works with every
 /// eCaptureQ server.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(
     subcommand,
     name = "inspect",
@@ -55,7 +55,7 @@ pub struct InspectArgs {
 /// The file's ending says what it is: .pb (every message as it came, for plaintap replay), .jsonl (a JSON object a line, as
 /// plaintap watch --json prints it), .pcapng (TCP connections that carry the plaintext, for Wireshark) or .har (HTTP, for
 /// browsers' developer tools).
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(
     subcommand,
     name = "record",
@@ -99,7 +99,7 @@ pub struct RecordArgs {
 }
 
 /// Is a capture interface of Wireshark, which runs this by itself.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(
     subcommand,
     name = "extcap",
@@ -140,7 +140,7 @@ pub struct ExtcapArgs {
 /// Serves a recorded .pb as an eCaptureQ server, so that every viewer can be tried without a device.
 ///
 /// Each client gets the whole recording from its beginning, and after it heartbeats, until it goes.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(
     subcommand,
     name = "replay",
@@ -163,6 +163,42 @@ pub struct ReplayArgs {
     /// serve one client, close the connection at the recording's end, and end
     #[argh(switch)]
     pub once: bool,
+}
+
+/// Serves a stream again, live, for viewers that show payloads as they are: HTTP/1 and HTTP/2 as text, put together and
+/// decoded, in the fields that every eCaptureQ viewer knows.
+#[derive(FromArgs, ArgsInfo, Debug)]
+#[argh(
+    subcommand,
+    name = "serve",
+    example = "Point a viewer at ws://127.0.0.1:28258/, while this runs:
+  {command_name}",
+    note = "It listens on this computer only, and whoever uses this computer may connect."
+)]
+pub struct ServeArgs {
+    /// the server, as ws://HOST:PORT/ (default: ws://127.0.0.1:28257/)
+    #[argh(positional, default = "Address::default()", arg_name = "url")]
+    pub url: Address,
+    /// where to listen; port 0 is a free one, named on stderr (default: ws://127.0.0.1:28258/)
+    #[argh(option, arg_name = "url", default = "Listen(SocketAddr::from(([127, 0, 0, 1], 28258)))")]
+    pub listen: Listen,
+    /// end when the connection to the server ends; exit code 0 if the server closed it in good order
+    #[argh(switch)]
+    pub no_reconnect: bool,
+}
+
+/// Writes completions for bash, zsh and fish and a man page into a folder.
+#[derive(FromArgs, ArgsInfo, Debug)]
+#[argh(
+    subcommand,
+    name = "generate",
+    example = "See the man page, and have bash complete what you type:
+  {command_name} /tmp/plaintap && man /tmp/plaintap/plaintap.1 && . /tmp/plaintap/plaintap.bash"
+)]
+pub struct GenerateArgs {
+    /// where to; made if it is not there
+    #[argh(positional, arg_name = "folder")]
+    pub folder: PathBuf,
 }
 
 /// A number of bytes.

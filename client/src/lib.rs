@@ -2,8 +2,8 @@
 //!
 //! The way through: `address` is what the person typed, `source` one connection, `follow` the connections one after
 //! another, `seen` what was missed between and within them, `http` puts messages together, and `watch` puts it on the
-//! terminal with `show` and `text`. `inspect` and `record` stand behind `consume`, which hands them each message; `replay`
-//! stands behind `server`.
+//! terminal with `show` and `text`. `inspect` and `record` stand behind `consume`, which hands them each message; `replay` and
+//! `serve` stand behind `server`.
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -18,7 +18,9 @@ pub mod note;
 pub mod record;
 pub mod replay;
 pub mod seen;
+pub mod serve;
 pub mod server;
+pub mod shell;
 pub mod show;
 pub mod source;
 pub mod text;

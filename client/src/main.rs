@@ -10,7 +10,7 @@ use std::{
 
 use plaintap::{
     args::{self, Command, Parsed},
-    extcap, inspect, note, record, replay, watch,
+    extcap, inspect, note, record, replay, serve, shell, watch,
 };
 
 fn main() -> ExitCode {
@@ -48,6 +48,8 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Inspect(args) => inspect::run(args)?,
         Command::Record(args) => record::run(args)?,
         Command::Replay(args) => replay::run(args)?,
+        Command::Serve(args) => serve::run(args)?,
+        Command::Generate(args) => print(&shell::run(args)?),
         Command::Extcap(args) => print(&extcap::run(args)?),
     }
     Ok(())

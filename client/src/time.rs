@@ -1,5 +1,15 @@
 //! Unix time as people and other programs write it.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Now, as `2025-08-02T14:16:10Z`.
+pub fn utc_s() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut text = utc(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
+    text.truncate(19);
+    text + "Z"
+}
+
 /// `2025-08-02T14:16:10.123Z`, from Unix time in nanoseconds.
 pub fn utc(timestamp: i64) -> String {
     let ms = timestamp.div_euclid(1_000_000);

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// How long the tests wait for anything at all.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// AOSP's BoringSSL, as Debian packages it.
 pub const BORINGSSL: &str = concat!("/usr/lib/", env!("PLAINTAP_MULTIARCH"), "/android/libssl.so.0");

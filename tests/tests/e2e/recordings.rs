@@ -177,3 +177,32 @@ fn a_recorder_that_is_killed_leaves_what_came_and_a_pipe_gets_it_as_it_comes() -
     lines.iter().find(|line| line.contains("made up")).context("the other end, said to be so")?;
     Ok(())
 }
+
+#[test]
+fn a_har_of_a_recorder_that_was_killed_is_json_and_says_what_curl_said() -> Result<()> {
+    let certificate = certificate()?;
+    let (_server, port) = https(&certificate)?;
+    let file = certificate.path().join("killed.har");
+    let recorded = Recorded::start("?comm=curl", &["-o", &file.to_string_lossy()])?;
+    let at = |path: &str| format!("https://127.0.0.1:{port}{path}");
+    curl(&[&at("/gzip"), &at("/chunked"), &at("/image"), &at("/nowhere?a=b")])?;
+    holds(&file, &at("/nowhere?a=b"))?;
+    recorded.signal(Signal::SIGKILL)?;
+
+    let script = "import json, sys
+for entry in json.load(open(sys.argv[1]))['log']['entries']:
+    request, response = entry['request'], entry['response']
+    if sys.argv[2] in request['url']:
+        content = response['content']
+        print(request['method'], request['url'], response['status'], content['size'], repr(content['text'][:12]))";
+    let mut python = Command::new("/usr/bin/python3");
+    let lines = run(python.args(["-c", script]).arg(&file).arg(format!(":{port}/")))?;
+    let expected = [
+        format!("GET {} 200 36 '{{\"path\": \"/g'", at("/gzip")),
+        format!("GET {} 200 51 'a line in ch'", at("/chunked")),
+        format!("GET {} 200 108 'iVBORw0KGgoA'", at("/image")),
+        format!("GET {} 404 17 'nothing here'", at("/nowhere?a=b")),
+    ];
+    ensure!(lines == expected, "{lines:#?}");
+    Ok(())
+}
