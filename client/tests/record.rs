@@ -184,10 +184,13 @@ fn ctrl_c_completes_a_recording_and_a_crash_leaves_all_that_came_before_a_pause(
         let folder = tempfile::tempdir().unwrap();
         let file = name(&folder, "a.pb");
         let (record, mut session) = client(&["record", "-o", &file]);
+        let mut size = 0;
         for seq in 1..=100 {
-            session.send(&event(seq, &"x".repeat(1000)));
+            let event = event(seq, &"x".repeat(1000));
+            size += event.encode_length_delimited_to_vec().len() as u64;
+            session.send(&event);
         }
-        until(|| fs::metadata(&file).unwrap().len() >= 100_000);
+        until(|| fs::metadata(&file).unwrap().len() >= size);
         record.signal(signal);
         assert_eq!(record.done().code, code);
         assert_eq!(read_pb(&file).len(), 100, "{signal}");
