@@ -33,8 +33,15 @@ function decodeMessage(bytes, fields) {
   }
   let at = 0;
   const varint = () => {
-    let value = 0n;
-    for (let shift = 0n; shift < 70n; shift += 7n) {
+    // Most are small, and BigInt is slow.
+    let small = 0;
+    for (let scale = 1; scale < 2 ** 35 && at < bytes.length; scale *= 128) {
+      const byte = bytes[at++];
+      small += (byte & 127) * scale;
+      if (byte < 128) return BigInt(small);
+    }
+    let value = BigInt(small);
+    for (let shift = 35n; shift < 70n; shift += 7n) {
       if (at >= bytes.length) throw new Error("a message ends inside a number");
       const byte = bytes[at++];
       value |= BigInt(byte & 127) << shift;

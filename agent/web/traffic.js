@@ -82,7 +82,7 @@ export class Traffic {
     if (other?.reader instanceof Http2 || isHttp2(payload)) {
       return new Http2((message) => this.#begun2(connection, message), (message) => this.#ended(connection, message));
     }
-    const head = new TextDecoder("latin1").decode(payload.subarray(0, 16));
+    const head = String.fromCharCode(...payload.subarray(0, 16));
     if (other?.reader instanceof Http1 || type === 1 || type === 3 || /^([A-Z]+ |HTTP\/1)/.test(head)) {
       const method = () => connection.waiting[0]?.request?.method ?? "";
       return new Http1((message) => this.#begun1(connection, message), (message) => this.#ended(connection, message), method);
