@@ -145,9 +145,9 @@ fn run() -> Result<u8, Error> {
     };
     let token = args.token_file.as_deref().map(Token::read).transpose()?;
     let account = Account::find(args.user.as_deref()).map_err(Error::Account)?;
-    let listeners = listeners(&args)?;
-    let has_tls = listeners.iter().any(|listener| matches!(listener.place, Place::Tls(_)));
+    let has_tls = args.ecaptureq.iter().any(|place| matches!(place, Place::Tls(_)));
     let tls = has_tls.then(|| Tls::load(args.tls_files())).transpose()?;
+    let listeners = listeners(&args)?;
     privileges::hide().map_err(Error::system("keep others out of the memory"))?;
     // Both halves: the attaching one waits for these signals, and tells the serving one.
     let mut signals = SigSet::empty();
