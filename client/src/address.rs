@@ -1,4 +1,4 @@
-//! Where a stream comes from, as a person types it: `ws://HOST:PORT/`.
+//! Where a stream comes from, as a person types it: `ws://HOST:PORT/`, or `adb:SERIAL` for a device behind adb.
 
 use std::{fmt, str::FromStr};
 
@@ -6,6 +6,15 @@ use tungstenite::http::Uri;
 
 /// The port of eCaptureQ. Source: shared/protocol.md.
 const DEFAULT_PORT: u16 = 28257;
+
+/// A way through adb.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The device's serial number; empty: the only device there is.
+    pub serial: String,
+    /// Where the agent listens there, as adb names it.
+    pub place: String,
+}
 
 /// A WebSocket server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,11 +25,13 @@ pub struct Address {
     pub port: u16,
     /// What to ask the server for: path and query.
     pub path: String,
+    /// It is not to be reached over the network but on this device.
+    pub device: Option<Box<Device>>,
 }
 
 /// A text that is no address, and why.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} {why}; try ws://127.0.0.1:28257/")]
+#[error("{text:?} {why}; try ws://127.0.0.1:28257/ or adb:SERIAL")]
 pub struct WrongAddress {
     text: String,
     why: &'static str,
@@ -28,7 +39,7 @@ pub struct WrongAddress {
 
 impl Default for Address {
     fn default() -> Self {
-        Self { host: "127.0.0.1".to_owned(), port: DEFAULT_PORT, path: "/".to_owned() }
+        Self { host: "127.0.0.1".to_owned(), port: DEFAULT_PORT, path: "/".to_owned(), device: None }
     }
 }
 
@@ -37,6 +48,17 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, WrongAddress> {
         let wrong = |why| WrongAddress { text: text.to_owned(), why };
+        if let Some(rest) = text.strip_prefix("adb:") {
+            let (serial, query) =
+                rest.split_once('?').map_or((rest, None), |(serial, query)| (serial, Some(query)));
+            // It becomes part of a request to the adb server, whose serial numbers have none of these.
+            if serial.contains(|char: char| char.is_whitespace() || char.is_control() || "/;".contains(char))
+            {
+                return Err(wrong("names no device by its serial number"));
+            }
+            let path = query.map_or("/".to_owned(), |query| format!("/?{query}"));
+            return Ok(Self { path, ..Self::device(serial.to_owned()) });
+        }
         let uri: Uri = text.parse().map_err(|_| wrong("is no URL"))?;
         if !uri.scheme_str().is_some_and(|scheme| scheme.eq_ignore_ascii_case("ws")) {
             return Err(wrong("is no ws:// URL"));
@@ -57,11 +79,22 @@ impl FromStr for Address {
             host: host.trim_matches(['[', ']']).to_owned(),
             port: port.ok_or_else(|| wrong("has no port number after its colon"))?,
             path,
+            device: None,
         })
     }
 }
 
 impl Address {
+    /// The agent's usual place on a device, or on the only one if the serial number is empty.
+    pub fn device(serial: String) -> Self {
+        Self::device_at(serial, format!("tcp:{DEFAULT_PORT}"))
+    }
+
+    /// Another place on a device, as adb names it.
+    pub fn device_at(serial: String, place: String) -> Self {
+        Self { device: Some(Box::new(Device { serial, place })), ..Self::default() }
+    }
+
     /// `HOST:PORT`, an IPv6 address in brackets.
     pub fn authority(&self) -> String {
         let Self { host, port, .. } = self;
@@ -94,7 +127,10 @@ fn encoded(byte: u8) -> String {
 /// Without path and query, which may hold a secret.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "ws://{}/", self.authority())
+        match &self.device {
+            Some(device) => write!(f, "adb:{}", device.serial),
+            None => write!(f, "ws://{}/", self.authority()),
+        }
     }
 }
 
@@ -129,6 +165,21 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_named_by_its_serial_number_or_is_the_only_one() {
+        for (text, serial, path) in [
+            ("adb:", "", "/"),
+            ("adb:192.168.1.5:5555", "192.168.1.5:5555", "/"),
+            ("adb:0123?backlog=5", "0123", "/?backlog=5"),
+        ] {
+            let address: Address = text.parse().unwrap();
+            let device = address.device.clone().unwrap();
+            assert_eq!((device.serial.as_str(), address.path.as_str()), (serial, path), "{text}");
+            assert_eq!(device.place, "tcp:28257");
+            assert_eq!(address.to_string(), format!("adb:{serial}"));
+        }
+    }
+
+    #[test]
     fn a_wrong_address_is_named_with_an_example_of_a_right_one() {
         for text in [
             "",
@@ -146,10 +197,12 @@ mod tests {
             "h:1",
             "ws://a b/",
             "ws://::1:5/",
+            "adb:a b",
+            "adb:a;tcp:1",
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("{text:?} ")), "{error}");
-            assert!(error.ends_with("try ws://127.0.0.1:28257/"), "{error}");
+            assert!(error.ends_with("try ws://127.0.0.1:28257/ or adb:SERIAL"), "{error}");
         }
     }
 }

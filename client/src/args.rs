@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use argh::{ArgsInfo, FromArgs};
 
 use crate::{
+    adb::{AdbArgs, DoctorArgs},
     address::Address,
     commands::{ExtcapArgs, GenerateArgs, InspectArgs, RecordArgs, ReplayArgs, ServeArgs},
     http::filter::Filter,
@@ -14,6 +15,8 @@ use crate::{
 #[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(
     name = "plaintap",
+    example = "Put the agent on the phone at the other end of the cable, and watch:
+  {command_name} adb",
     example = "Watch what the agent on this computer, or behind `adb forward tcp:28257 tcp:28257`, captures:
   {command_name} watch",
     note = "Every flag takes its value as `--flag value` or `--flag=value`.",
@@ -36,6 +39,8 @@ pub struct Args {
 pub enum Command {
     /// Show the stream as it comes.
     Watch(WatchArgs),
+    /// From cable to plaintext.
+    Adb(AdbArgs),
     /// Show every message as its bytes say it.
     Inspect(InspectArgs),
     /// Keep the stream in files.
@@ -46,6 +51,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Be a capture interface of Wireshark.
     Extcap(ExtcapArgs),
+    /// Find out what is in the way.
+    Doctor(DoctorArgs),
     /// Write completions and a man page.
     Generate(GenerateArgs),
 }
@@ -76,7 +83,8 @@ and status=4xx works. Case does not matter. With --raw and --json it chooses eve
 NO_COLOR in the environment works as --no-color."
 )]
 pub struct WatchArgs {
-    /// the server, as ws://HOST:PORT/, and in its query what to send: docs/protocol.md (default: ws://127.0.0.1:28257/)
+    /// the server, as ws://HOST:PORT/ or adb:SERIAL, and in its query what to send: docs/protocol.md
+    /// (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
     /// show the agent's log lines too
@@ -152,10 +160,14 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
 
 /// argh takes only `--flag value`, and people also type `--flag=value`.
 fn normalised(args: impl Iterator<Item = String>) -> Vec<String> {
-    let mut all = Vec::new();
+    let (mut all, mut ours) = (Vec::new(), true);
     for arg in args {
+        // What stands behind `--` is another program's.
+        ours &= arg != "--";
         match arg.split_once('=') {
-            Some((flag, value)) if flag.starts_with("--") => all.extend([flag.to_owned(), value.to_owned()]),
+            Some((flag, value)) if ours && flag.starts_with("--") => {
+                all.extend([flag.to_owned(), value.to_owned()])
+            }
             _ => all.push(arg),
         }
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use plaintap::{
+    adb,
     args::{self, Command, Parsed},
     extcap, inspect, note, record, replay, serve, shell, watch,
 };
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
         }
     };
     match run(command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             note::note(&note::chain(&*error));
             ExitCode::from(1)
@@ -42,9 +43,11 @@ fn print(text: &str) {
     let _ = io::stdout().write_all(text.as_bytes());
 }
 
-fn run(command: Command) -> Result<(), Box<dyn Error>> {
+fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Watch(args) => watch::run(args)?,
+        Command::Adb(args) => adb::run(args)?,
+        Command::Doctor(args) => return Ok(ExitCode::from(adb::doctor::run(&args, print)?)),
         Command::Inspect(args) => inspect::run(args)?,
         Command::Record(args) => record::run(args)?,
         Command::Replay(args) => replay::run(args)?,
@@ -52,5 +55,5 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Generate(args) => print(&shell::run(args)?),
         Command::Extcap(args) => print(&extcap::run(args)?),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -16,7 +16,7 @@ use tungstenite::{
     protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
 };
 
-use crate::address::Address;
+use crate::{adb, address::Address};
 
 /// What the original's own clients send, so that every server lets us in.
 const ORIGIN: &str = "http://localhost/";
@@ -48,6 +48,9 @@ pub enum ConnectError {
     /// The name has no address.
     #[error("{0} can't be found")]
     Resolve(Address, #[source] io::Error),
+    /// adb does not lead there.
+    #[error(transparent)]
+    Adb(#[from] adb::Error),
     /// Nobody listens there, or nobody is there.
     #[error("no connection to {0}")]
     Connect(Address, #[source] io::Error),
@@ -75,6 +78,7 @@ impl ConnectError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Resolve(..) | Self::Connect(..) | Self::Silent(_) => true,
+            Self::Adb(error) => error.may_pass(),
             Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
             Self::Handshake(_, error) => {
                 matches!(**error, Error::Io(_) | Error::Protocol(ProtocolError::HandshakeIncomplete))
@@ -134,7 +138,10 @@ impl Source {
 
     /// Connects to a server and asks it for another `path` than the address's own.
     pub fn connect_for(address: &Address, path: &str, patience: Patience) -> Result<Self, ConnectError> {
-        let stream = connect_tcp(address, patience.connect)?;
+        let stream = match &address.device {
+            Some(device) => adb::connect(&device.serial, &device.place)?,
+            None => connect_tcp(address, patience.connect)?,
+        };
         let broken = |error| ConnectError::Connect(address.clone(), error);
         stream.set_read_timeout(Some(patience.connect)).map_err(broken)?;
         stream.set_write_timeout(Some(patience.connect)).map_err(broken)?;

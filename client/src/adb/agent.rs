@@ -1,0 +1,189 @@
+//! The agent's life on the device, from start to end.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Error,
+    device::{Device, Facts, Root, new_enough},
+    shell::{Piece, Shell, quoted, within},
+};
+
+/// How long the agent may take until it serves: the verifier's time, on a slow device.
+const START: u64 = 60;
+/// Between two looks whether it serves.
+const LOOK: Duration = Duration::from_millis(100);
+/// For an agent to take its probes away and end; then it is killed.
+const END: u64 = 20;
+/// Of its log so much is kept, to tell why it ended.
+const MOST: usize = 64 << 10;
+
+/// An agent that we started.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    root: Root,
+    path: String,
+    pid: u32,
+}
+
+/// Ends the agents of that path that an earlier run left behind; whether there were any.
+pub fn end_others(device: &Device, root: Root, path: &str) -> Result<bool, Error> {
+    Ok(!end(device, root, path, "$(pidof plaintapd)")?.is_empty())
+}
+
+/// Ends processes, if they run that program; which of them did.
+fn end(device: &Device, root: Root, path: &str, pids: &str) -> Result<String, Error> {
+    let path = quoted(path);
+    // A program that was replaced while it ran has this behind its name.
+    let script = format!(
+        "ended=; for p in {pids}; do case \"$(readlink /proc/$p/exe)\" in {path}|{path}' (deleted)') \
+         kill $p 2>/dev/null && ended=\"$ended $p\";; esac; done; \
+         for p in $ended; do i=0; while [ -d /proc/$p ] && [ $i -lt 80 ]; do sleep 0.1; i=$((i + 1)); done; \
+         [ ! -d /proc/$p ] || kill -9 $p; done; echo $ended"
+    );
+    let output = device.run("ending plaintapd", &root.command(&script), END)?;
+    Ok(output.out)
+}
+
+impl Agent {
+    /// Starts it in a session of its own, which a pulled cable does not end, and waits until it listens at `place`.
+    pub fn start(
+        device: &Device,
+        facts: &Facts,
+        root: Root,
+        path: &str,
+        flags: &[String],
+        place: &str,
+    ) -> Result<Self, Error> {
+        let flags: String = flags.iter().map(|flag| format!(" {}", quoted(flag))).collect();
+        // The shell outlives it to tell how it ended. setsid has no child of its own here: $! is the agent.
+        let script =
+            format!("setsid {}{flags} </dev/null & p=$!; echo pid=$p; wait $p; exit $?", quoted(path));
+        let mut shell = device.shell(&root.command(&script))?;
+        let deadline = within(START);
+        let (mut pid, mut said) = (None, String::new());
+        while Instant::now() < deadline {
+            match shell.next(deadline.min(Instant::now() + LOOK))? {
+                Piece::Out(data) | Piece::Err(data) => {
+                    if said.len() < MOST {
+                        said.push_str(&String::from_utf8_lossy(&data));
+                    }
+                    pid = pid.or_else(|| pid_in(&said));
+                }
+                Piece::Exit(code) => return Err(not_started(facts, code, &said)),
+                Piece::Nothing => {
+                    if let Some(pid) = pid
+                        && listens(device, place)?
+                    {
+                        // From here on its log reaches us as part of the stream. A shell that nobody reads would hold it up.
+                        drop::<Shell>(shell);
+                        return Ok(Self { root, path: path.to_owned(), pid });
+                    }
+                }
+            }
+        }
+        Err(Error::Late("plaintapd".to_owned(), START))
+    }
+
+    /// Ends it, if it still runs.
+    pub fn end(&self, device: &Device) -> Result<(), Error> {
+        end(device, self.root, &self.path, &self.pid.to_string()).map(drop)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+}
+
+/// Whether somebody listens at that place of the device.
+pub fn listens(device: &Device, place: &str) -> Result<bool, Error> {
+    match device.server.open(&device.serial, place) {
+        Ok(_) => Ok(true),
+        Err(Error::Closed { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn pid_in(said: &str) -> Option<u32> {
+    // Only whole lines: a number may come in two pieces.
+    let lines = said.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    lines.into_iter().find_map(|line| line.trim().strip_prefix("pid=")?.parse().ok())
+}
+
+/// Why it did not start: its last words, and what its exit code means here. Source: docs/agent.md.
+fn not_started(facts: &Facts, code: u8, said: &str) -> Error {
+    let lines: Vec<&str> =
+        said.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("pid=")).collect();
+    let error = lines.iter().rev().find_map(|line| line.strip_prefix("plaintapd: "));
+    let said = error.or(lines.last().copied()).map_or_else(|| format!("exit code {code}"), str::to_owned);
+    let hint = match code {
+        4 if !new_enough(&facts.kernel) => {
+            format!(" (the device's kernel is {}, and plaintapd needs 5.10 or newer)", facts.kernel)
+        }
+        3 => " (the device lets root do less than it takes; SELinux, perhaps: plaintap doctor)".to_owned(),
+        _ => String::new(),
+    };
+    Error::NotStarted { said, hint }
+}
+
+/// Where the flags have the agent listen, as adb names it; `None`: where adb does not lead.
+pub fn place(flags: &[String]) -> Option<String> {
+    let values =
+        flags.iter().enumerate().filter_map(|(at, flag)| match flag.strip_prefix("--ecaptureq")? {
+            "" => flags.get(at + 1).map(String::as_str),
+            value => value.strip_prefix('='),
+        });
+    let mut values = values.peekable();
+    if values.peek().is_none() {
+        return Some(format!("tcp:{}", super::AGENT_PORT));
+    }
+    values.find_map(|value| {
+        if let Some(name) = value.strip_prefix("ws+unix:") {
+            return Some(match name.strip_prefix('@') {
+                Some(name) => format!("localabstract:{name}"),
+                None => format!("localfilesystem:{name}"),
+            });
+        }
+        let authority = value.strip_prefix("ws://")?.split('/').next()?;
+        let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "28257"));
+        let port: u16 = port.parse().ok().filter(|port| *port != 0)?;
+        ["127.0.0.1", "localhost", "0.0.0.0"].contains(&host).then(|| format!("tcp:{port}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_place_is_where_its_flags_say() {
+        let place = |line: &str| place(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        for (line, expected) in [
+            ("--uid 1000", Some("tcp:28257")),
+            ("--ecaptureq ws://127.0.0.1:9000/", Some("tcp:9000")),
+            ("--ecaptureq=ws://localhost", Some("tcp:28257")),
+            ("--ecaptureq ws://usb0:1/ --ecaptureq ws+unix:@plaintap", Some("localabstract:plaintap")),
+            ("--ecaptureq ws+unix:/run/p.sock", Some("localfilesystem:/run/p.sock")),
+            ("--ecaptureq ws://usb0:28257/", None),
+            ("--ecaptureq ws://127.0.0.1:0/", None),
+            ("--ecaptureq", Some("tcp:28257")),
+        ] {
+            assert_eq!(place(line).as_deref(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_does_not_start_is_told_by_its_own_words() {
+        let facts = Facts { kernel: "4.19.1".to_owned(), ..Facts::default() };
+        let said = "pid=7\n2025-08-02T14:16:10Z INF plaintapd\nplaintapd: the kernel has no ring buffer\n";
+        let error = not_started(&facts, 4, said).to_string();
+        assert!(error.contains("no ring buffer (the device's kernel is 4.19.1"), "{error}");
+        assert!(not_started(&facts, 139, "pid=7\n").to_string().ends_with("exit code 139"));
+    }
+
+    #[test]
+    fn a_pid_counts_only_when_its_line_is_whole() {
+        assert_eq!(pid_in("pid=12"), None);
+        assert_eq!(pid_in("hello\npid=123\r\n"), Some(123));
+    }
+}

@@ -1,0 +1,195 @@
+//! `plaintap adb`: one command from the cable to plaintext, and back to how the device was.
+
+use std::{
+    process::exit,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    AdbArgs, Error,
+    agent::{self, Agent},
+    device::{self, Device},
+    server::Server,
+};
+use crate::{
+    address::Address,
+    args::WatchArgs,
+    note::{self, note},
+    watch,
+};
+
+/// Between two looks for a server that is gone.
+const AWAY: Duration = Duration::from_secs(2);
+
+/// Why it ended before it was done.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It did not come to watching.
+    #[error(transparent)]
+    Adb(#[from] Error),
+    /// It watched, and then no more.
+    #[error(transparent)]
+    Watch(#[from] watch::Error),
+    /// The agent would listen where adb does not lead.
+    #[error(
+        "adb does not lead to where --ecaptureq says: give one ws://127.0.0.1:PORT/ or ws+unix:@NAME too"
+    )]
+    Place,
+    /// Somebody is there already, and flags would do nothing.
+    #[error(
+        "{0} on the device is taken already; is it plaintapd, plaintap watch adb: shows it; else choose another port: -- --ecaptureq ws://127.0.0.1:9000/"
+    )]
+    Taken(String),
+    /// Ctrl-C could not be prepared for.
+    #[error("can't wait for Ctrl-C")]
+    Signals(#[source] ctrlc::Error),
+}
+
+/// What is to be undone in the end.
+struct Begun {
+    device: Device,
+    agent: Agent,
+    port: u16,
+}
+
+/// Watches until there are enough events, nobody reads stdout, or Ctrl-C; then the device is as it was, but for the program.
+pub fn run(args: AdbArgs) -> Result<(), RunError> {
+    let server = Server::find()?;
+    server.ensure()?;
+    let place = agent::place(&args.flags).ok_or(RunError::Place)?;
+    let device = Device::find(server, &args.serial)?;
+    let facts = device.facts()?;
+    let system =
+        if facts.android.is_empty() { String::new() } else { format!("Android {}, ", facts.android) };
+    note(&format!("{}: {system}kernel {}, {}", device.serial, facts.kernel, facts.machine));
+    device::clock(facts.clock_ahead).iter().for_each(|words| note(words));
+    let (_, program) = device::program(args.agent.as_ref(), &facts.machine)?;
+    let root = device.root(&facts)?;
+    let path = format!("{}/plaintapd", facts.folder);
+    if device.install(&program, &path)? {
+        note(&format!("put plaintapd on the device ({} KiB, {path})", program.len() / 1024));
+    }
+    versions(&device, &path)?;
+    if agent::end_others(&device, root, &path)? {
+        note("ended a plaintapd that an earlier plaintap adb had left on the device");
+    }
+    if agent::listens(&device, &place)? {
+        return Err(RunError::Taken(place));
+    }
+    let mut flags = args.flags.clone();
+    flags.extend(args.package.iter().flat_map(|package| ["--package".to_owned(), package.clone()]));
+    let agent = Agent::start(&device, &facts, root, &path, &flags, &place)?;
+    let serial = device.serial.clone();
+    let begun = Arc::new(Mutex::new(Some(Begun { device, agent, port: 0 })));
+    let interrupted = begun.clone();
+    let watched =
+        ctrlc::set_handler(move || exit(i32::from(!finish(&interrupted)))).map_err(RunError::Signals);
+    let watched = watched.and_then(|()| {
+        forward(&begun, &serial, args.port, &place)?;
+        Ok(watch::run(watch_args(args, Address::device_at(serial, place)))?)
+    });
+    finish(&begun);
+    watched
+}
+
+fn watch_args(args: AdbArgs, url: Address) -> WatchArgs {
+    WatchArgs {
+        url,
+        logs: args.logs,
+        heartbeats: false,
+        json: args.json,
+        raw: args.raw,
+        filter: args.filter,
+        no_body: args.no_body,
+        max_body: args.max_body,
+        hex: false,
+        max_payload: None,
+        count: args.count,
+        no_reconnect: false,
+        no_color: args.no_color,
+    }
+}
+
+/// Says when the agent is of another version than this program.
+fn versions(device: &Device, path: &str) -> Result<(), Error> {
+    let output =
+        device.run("plaintapd --version", &format!("{} --version", super::shell::quoted(path)), 20)?;
+    let ours = env!("CARGO_PKG_VERSION");
+    match output.out.strip_prefix("plaintapd ") {
+        Some(theirs) if output.code == 0 && theirs == ours => {}
+        Some(theirs) if output.code == 0 => {
+            note(&format!("plaintapd on the device is {theirs}, and this plaintap is {ours}"));
+        }
+        _ => {
+            return Err(Error::Failed {
+                what: "plaintapd --version does not work",
+                said: output.last_words(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Has a port of this computer lead to the agent, for other viewers, and sees to it that it does so again when the device
+/// was away. What is watched here takes a way of its own.
+fn forward(begun: &Arc<Mutex<Option<Begun>>>, serial: &str, port: u16, place: &str) -> Result<(), Error> {
+    let mut guard = begun.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(now) = guard.as_mut() else { return Ok(()) };
+    now.port = now.device.server.forward(serial, port, place)?;
+    let (server, port) = (now.device.server.clone(), now.port);
+    note(&format!(
+        "plaintapd runs on the device (pid {}); for other viewers and browsers: http://127.0.0.1:{port}/",
+        now.agent.pid()
+    ));
+    drop(guard);
+    let (begun, serial, place) = (begun.clone(), serial.to_owned(), place.to_owned());
+    thread::spawn(move || {
+        loop {
+            // Each change of the devices is a moment to look.
+            let ended = server.track(|devices| {
+                let guard = begun.lock().unwrap_or_else(PoisonError::into_inner);
+                let here = devices.iter().any(|entry| entry.serial == serial && entry.state == "device");
+                // Not one that is just being taken away.
+                if guard.is_some()
+                    && here
+                    && server.forwards(&serial).is_ok_and(|all| !leads(&all, port, &place))
+                {
+                    let _ = server.forward(&serial, port, &place);
+                }
+            });
+            drop(ended);
+            thread::sleep(AWAY);
+        }
+    });
+    Ok(())
+}
+
+fn leads(forwards: &[String], port: u16, place: &str) -> bool {
+    forwards.iter().any(|forward| *forward == format!("tcp:{port} {place}"))
+}
+
+/// Ends the agent and takes the forward away, once; whether that worked.
+fn finish(begun: &Mutex<Option<Begun>>) -> bool {
+    let Some(Begun { device, agent, port }) = begun.lock().unwrap_or_else(PoisonError::into_inner).take()
+    else {
+        return true;
+    };
+    // It may have gone with the device.
+    let _ = device.server.remove_forward(&device.serial, port);
+    match agent.end(&device) {
+        Ok(()) => {
+            note("ended plaintapd on the device");
+            true
+        }
+        Err(error) => {
+            note(&format!(
+                "plaintapd runs on, on the device (pid {}); the next plaintap adb ends it: {}",
+                agent.pid(),
+                note::chain(&error)
+            ));
+            false
+        }
+    }
+}
