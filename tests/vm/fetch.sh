@@ -11,8 +11,8 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 host_packages=(qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross cpio xz-utils debian-archive-keyring)
-# Android 14's BoringSSL and its tool, OpenSSL 3 and its tool; their libraries come along.
-guest_packages=(busybox-static android-libboringssl android-boringssl libssl3t64 openssl)
+# Android 14's BoringSSL and its tool, OpenSSL 3 and its tool, the real adbd; their libraries come along.
+guest_packages=(busybox-static android-libboringssl android-boringssl libssl3t64 openssl adbd)
 guest_release=trixie
 # Where the kernels come from: Debian's last three releases. Their own updates first, as far as they are still served.
 suites=(bullseye bullseye-security bookworm trixie)

@@ -6,6 +6,7 @@
 #     --file FILE=PATH        puts FILE into the guest at PATH, with its mode; may be repeated
 #     --timeout SECONDS       for all of it, from switching on; 120 if not given
 #     --memory MIB            1024 if not given
+#     --port HERE=THERE       has port HERE of this computer's loopback lead to the guest's port THERE; may be repeated
 #
 #   bash tests/vm/run.sh 5.10 --file dist/plaintapd-aarch64=/usr/bin/plaintapd -- plaintapd --version
 #
@@ -17,7 +18,7 @@ here=$PWD
 # shellcheck source=tests/vm/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-cpu=neoverse-n1 timeout=120 memory=1024 files=()
+cpu=neoverse-n1 timeout=120 memory=1024 files=() ports=
 kernel=${1:-}
 case $kernel in
   -h | --help) usage 0 ;;
@@ -34,6 +35,10 @@ while (($#)) && [[ $1 != -- ]]; do
     --file)
       [[ $2 == ?*=/?* ]] || die "'$2' is not FILE=/PATH/IN/GUEST" 2
       files+=("$2")
+      ;;
+    --port)
+      [[ $2 =~ ^[0-9]+=[0-9]+$ ]] || die "'$2' is not PORT=PORT" 2
+      ports+=",hostfwd=tcp:127.0.0.1:${2%=*}-:${2#*=}"
       ;;
     *) usage 2 >&2 ;;
   esac
@@ -96,7 +101,7 @@ timeout --kill-after=5 "$timeout" qemu-system-aarch64 -machine virt -cpu "$cpu" 
   -accel tcg,thread=multi -nodefaults -display none -serial stdio -no-reboot \
   -kernel "$vm/kernel-$kernel/vmlinuz" -initrd "$work/initramfs" \
   -append "console=ttyAMA0 rdinit=/init quiet panic=-1 MARK=$mark" \
-  -netdev user,id=n0,restrict=on -device virtio-net-pci,netdev=n0,romfile= -device virtio-rng-pci \
+  -netdev "user,id=n0,restrict=on$ports" -device virtio-net-pci,netdev=n0,romfile= -device virtio-rng-pci \
   </dev/null >"$work/console" 2>&1 &
 machine=$!
 

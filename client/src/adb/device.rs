@@ -144,8 +144,8 @@ impl Device {
             note(&format!("asking for root: if the phone asks, approve it there ({APPROVAL} s)"));
             match self.is_root(Root::SuDashC, APPROVAL) {
                 Ok(true) => return Ok(Root::SuDashC),
-                Ok(false) => "; its su says no",
-                Err(Error::Late(..)) => "; its su was not answered",
+                Ok(false) => ", whose su says no",
+                Err(Error::Late(..)) => ", whose su was not answered",
                 Err(error) => return Err(error),
             }
             .clone_into(&mut why);
@@ -173,7 +173,7 @@ impl Device {
             }
             thread::sleep(Duration::from_millis(250));
         }
-        Err(Error::NoRoot(self.serial.clone(), "; adb root did not make it so".to_owned()))
+        Err(Error::NoRoot(self.serial.clone(), ", where adb root did not make it so".to_owned()))
     }
 
     /// Puts the program to `path` unless the same is there; whether it had to.

@@ -1,6 +1,7 @@
 //! `plaintap adb`: one command from the cable to plaintext, and back to how the device was.
 
 use std::{
+    io,
     process::exit,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -17,9 +18,12 @@ use crate::{
     address::Address,
     args::WatchArgs,
     note::{self, note},
+    source::{Patience, Source},
     watch,
 };
 
+/// For an agent that listens to answer, before its log is looked at again.
+const ANSWER: Duration = Duration::from_secs(2);
 /// Between two looks for a server that is gone.
 const AWAY: Duration = Duration::from_secs(2);
 
@@ -80,15 +84,22 @@ pub fn run(args: AdbArgs) -> Result<(), RunError> {
     }
     let mut flags = args.flags.clone();
     flags.extend(args.package.iter().flat_map(|package| ["--package".to_owned(), package.clone()]));
-    let agent = Agent::start(&device, &facts, root, &path, &flags, &place)?;
+    let url = Address::device_at(device.serial.clone(), place.clone());
+    // It listens before its programs are loaded, and answers only then.
+    let serves = || Source::connect(&url, Patience { connect: ANSWER, ..Patience::default() }).is_ok();
+    let agent = Agent::start(&device, &facts, root, &path, &flags, serves)?;
     let serial = device.serial.clone();
     let begun = Arc::new(Mutex::new(Some(Begun { device, agent, port: 0 })));
     let interrupted = begun.clone();
-    let watched =
-        ctrlc::set_handler(move || exit(i32::from(!finish(&interrupted)))).map_err(RunError::Signals);
+    let end = move || {
+        // Held until the end: the watching thread has no news for anybody in the agent's end.
+        let _mine = io::stderr().lock();
+        exit(i32::from(!finish(&interrupted)))
+    };
+    let watched = ctrlc::set_handler(end).map_err(RunError::Signals);
     let watched = watched.and_then(|()| {
         forward(&begun, &serial, args.port, &place)?;
-        Ok(watch::run(watch_args(args, Address::device_at(serial, place)))?)
+        Ok(watch::run(watch_args(args, url))?)
     });
     finish(&begun);
     watched
