@@ -1,0 +1,265 @@
+#!/usr/bin/env bash
+# A device at the end of a cable: the real adbd in a virtual machine with an arm64 kernel, the real adb client outside, and
+# plaintap outside too. What is said over TLS inside must appear outside.
+#
+#   bash tests/vm/adb.sh [KERNEL]...     5.10, 6.1, 6.12; all of them if none is named
+#
+# Shown for each: push, start as root, forwards to a TCP port and to an abstract socket, through an adbd that is root and
+# one that is Android's shell; an app's user is refused; forwards that are cut and made again under load lose nothing; and
+# `plaintap adb` and `plaintap doctor`, with root by su and without.
+set -euo pipefail
+# shellcheck source=tests/vm/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+# How many seconds anything may take on an emulated CPU.
+patience=60
+
+machines=()
+while (($#)); do
+  case $1 in
+    -h | --help) usage 0 ;;
+    5.10 | 6.1 | 6.12) machines+=("$1") ;;
+    *) usage 2 >&2 ;;
+  esac
+  shift
+done
+((${#machines[@]})) || machines=("${kernels[@]}")
+
+command -v adb >/dev/null || die "no adb: bash ci/setup.sh test installs it" 3
+bash tests/vm/fetch.sh
+[[ -x dist/plaintapd-aarch64 ]] || bash ci/build-device.sh
+plaintap=${PLAINTAP_BIN_DIR:-$target/release}/plaintap
+[[ -x $plaintap ]] || die "$plaintap is missing: cargo build --release --locked -p plaintap"
+
+work=$(mktemp -d)
+# Its own server, which knows nothing of this computer's devices, and its own keys.
+export HOME=$work/home
+mkdir "$HOME"
+unset ADB_SERVER_SOCKET ANDROID_SERIAL
+ports=()
+mapfile -t ports < <(/usr/bin/python3 -B - 8 <<'PYTHON'
+import socket, sys
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+print(*[one.getsockname()[1] for one in sockets], sep="\n")
+PYTHON
+)
+export ANDROID_ADB_SERVER_PORT=${ports[0]}
+root_device=127.0.0.1:${ports[1]} shell_device=127.0.0.1:${ports[2]} app_device=127.0.0.1:${ports[3]}
+
+started=()
+# shellcheck disable=SC2317 # the trap calls it
+end() {
+  local status=$? pid
+  trap - EXIT
+  for pid in "${started[@]}"; do
+    kill -TERM "$pid" 2>/dev/null || true
+  done
+  timeout 10 adb kill-server >/dev/null 2>&1 || true
+  wait
+  if ((status)) && [[ -n ${machine:-} ]]; then
+    mkdir -p "$vm/adb-failed" && cp "$work"/*.{log,json,err} "$vm/adb-failed/" 2>/dev/null || true
+    say "what was said is in $vm/adb-failed/"
+  fi
+  rm -rf "$work"
+  exit "$status"
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# inside COMMAND: as root in the guest.
+inside() { timeout "$patience" adb -s "$root_device" shell "$@"; }
+# background NAME COMMAND...: outside; its output is NAME.json, its notes are NAME.err, its process is $last.
+background() {
+  local name=$1
+  shift
+  "$@" >"$work/$name.json" 2>"$work/$name.err" </dev/null &
+  last=$!
+  started+=("$last")
+}
+has() { grep -qF -e "$2" "$work/$1" 2>/dev/null; }
+# expect FILE TEXT: waits for it.
+expect() { until_true "$patience" has "$1" "$2" || die "$machine: no '$2' in $1: $(tail -n 3 "$work/$1" | cut -c 1-300)"; }
+# ended PID NAME CODE: waits for its end, with that exit code.
+ended() {
+  local code=0
+  until_true "$patience" gone "$1" || die "$machine: $2 does not end"
+  wait "$1" || code=$?
+  ((code == $3)) || die "$machine: $2 ended with $code, not $3: $(tail -n 3 "$work/$2.err")"
+}
+gone() { ! kill -0 "$1" 2>/dev/null; }
+connected() { timeout 10 adb connect "$1" 2>&1 | grep -q "connected to"; }
+usable() { [[ $(timeout 10 adb -s "$1" get-state 2>/dev/null) == device ]]; }
+attach_cable() { until_true "$patience" connected "$1" && until_true "$patience" usable "$1"; }
+agent_runs() { [[ -n $(inside pidof plaintapd) ]]; }
+agent_is_gone() { ! agent_runs; }
+serves() { inside "wget -q -O /dev/null http://127.0.0.1:28257/"; }
+
+# forward DEVICE REMOTE: has a free port lead there; the port.
+forward() { timeout 10 adb -s "$1" forward tcp:0 "$2"; }
+
+# converse SECRET: a program inside says it over TLS to another.
+converse() { inside "(echo $1; sleep 1) | timeout 20 openssl s_client -connect 127.0.0.1:4433 -quiet -no_ign_eof >/dev/null 2>&1" || true; }
+# seen SECRET FILE: whether an event carries it.
+seen() { has "$2" "$(base64 -w 0 <<<"$1")"; }
+expect_event() { until_true "$patience" seen "$1" "$2" || die "$machine: what was said inside does not appear in $2"; }
+
+# load BLOCKS: a connection inside on which numbered blocks of 4 KiB are said, 20 a second and more.
+load() {
+  background load timeout 120 adb -s "$app_device" shell "i=0; while [ \$i -lt $1 ]; do i=\$((i + 1)); printf 'block%06d%4085s\n' \$i ''; \
+    sleep 0.03; done | timeout 100 openssl s_client -connect 127.0.0.1:4433 -quiet -no_ign_eof >/dev/null 2>&1"
+}
+# whole FILE BLOCKS: whether one connection's written bytes are just these blocks, by their offsets.
+whole() {
+  /usr/bin/python3 -B - "$work/$1" "$2" <<'PYTHON'
+import base64, collections, json, sys
+want = b"".join(b"block%06d%4085s\n" % (number, b"") for number in range(1, int(sys.argv[2]) + 1))
+written = collections.defaultdict(dict)
+for line in open(sys.argv[1]):
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        continue  # the last line, still being written
+    event = entry.get("event_payload")
+    if event and event.get("direction") in (2, "DIRECTION_WRITTEN", "written"):
+        written[event["connection_id"]][int(event.get("stream_offset", 0))] = base64.b64decode(event["payload"])
+for pieces in written.values():
+    joined, end = b"", 0
+    for offset in sorted(pieces):
+        if offset != end:
+            break
+        joined += pieces[offset]
+        end = offset + len(pieces[offset])
+    if joined == want:
+        sys.exit(0)
+sys.exit(1)
+PYTHON
+}
+expect_whole() { until_true "$patience" whole "$1" "$2" || die "$machine: $1 lacks some of what was said under load"; }
+
+# replug DEVICE: the cable is pulled and put in again; adb forgets its forwards.
+replug() {
+  timeout 10 adb disconnect "$1" >/dev/null
+  attach_cable "$1" || die "$machine: $1 does not come back"
+}
+
+start_machine() {
+  : >"$work/empty"
+  # The guest counts as Android by this file.
+  background machine bash tests/vm/run.sh "$machine" --timeout 420 --port "${ports[1]}=5555" --port "${ports[2]}=5556" \
+    --port "${ports[3]}=5557" --file "$work/empty=/system/build.prop" --file "$root/tests/vm/adb-guest=/usr/bin/adb-guest" \
+    --file "$work/key.pem=/etc/key.pem" --file "$work/cert.pem=/etc/cert.pem" -- adb-guest
+  guest=$last
+  attach_cable "$root_device" && attach_cable "$shell_device" && attach_cable "$app_device" ||
+    die "$machine: no adbd answers: $(tail -n 3 "$work/machine.json")"
+  inside 'setsid openssl s_server -accept 4433 -cert /etc/cert.pem -key /etc/key.pem -quiet </dev/null >/dev/null 2>&1 &'
+}
+
+pushed_and_forwarded() {
+  local device remote name names=() secret=secret-$RANDOM-by-hand
+  timeout "$patience" adb -s "$shell_device" push dist/plaintapd-aarch64 /data/local/tmp/plaintapd >/dev/null
+  inside 'chmod 755 /data/local/tmp/plaintapd; setsid /data/local/tmp/plaintapd --ecaptureq ws://127.0.0.1:28257/ \
+    --ecaptureq ws+unix:@plaintap </dev/null >/tmp/plaintapd.log 2>&1 &'
+  until_true "$patience" serves || die "$machine: plaintapd does not serve: $(inside 'tail -n 2 /tmp/plaintapd.log')"
+  for device in "$root_device" "$shell_device"; do
+    for remote in tcp:28257 localabstract:plaintap; do
+      name=watch-${device##*:}-${remote%%:*}
+      background "$name" "$plaintap" watch "ws://127.0.0.1:$(forward "$device" "$remote")/" --json --no-reconnect
+      names+=("$name")
+    done
+  done
+  for name in "${names[@]}"; do expect "$name.err" watching; done
+  converse "$secret"
+  for name in "${names[@]}"; do expect_event "$secret" "$name.json"; done
+  say "  adbd of uid 0 and 2000, tcp and abstract socket: what is said inside appears outside"
+
+  for remote in tcp:28257 localabstract:plaintap; do
+    background app "$plaintap" watch "ws://127.0.0.1:$(forward "$app_device" "$remote")/" --no-reconnect
+    ended "$last" app 1
+    expect app.err "uid 10123"
+  done
+  say "  an app's user is refused at both: $(sed 's/^plaintap: //' "$work/app.err" | cut -c 1-120)"
+}
+
+cut_under_load() {
+  local port blocks=300 turn
+  port=$(forward "$shell_device" tcp:28257)
+  background forwarded "$plaintap" watch "ws://127.0.0.1:$port/" --json
+  background direct "$plaintap" watch "adb:$shell_device" --json
+  expect forwarded.err watching
+  expect direct.err watching
+  load "$blocks"
+  for turn in 1 2 3; do
+    # Some of it has to come before each cut, and some after the last one.
+    until_true "$patience" some_came $((turn * 150000)) || die "$machine: nothing comes under load"
+    replug "$shell_device"
+    timeout 10 adb -s "$shell_device" forward "tcp:$port" tcp:28257 >/dev/null
+  done
+  expect_whole forwarded.json "$blocks"
+  expect_whole direct.json "$blocks"
+  [[ $(grep -c "connected again" "$work/forwarded.err") -ge 3 ]] || die "$machine: the forward was not cut three times"
+  if grep -h "missed [0-9]" "$work/forwarded.err" "$work/direct.err"; then die "$machine: something was missed"; fi
+  say "  cut three times under load, forwarded and direct: nothing lost of $((blocks * 4)) KiB"
+  inside 'kill $(pidof plaintapd)'
+  until_true "$patience" agent_is_gone || die "$machine: plaintapd does not end"
+}
+some_came() { (($(stat -c %s "$work/forwarded.json") > $1)); }
+
+plaintap_adb() {
+  local secret=secret-$RANDOM-by-plaintap pid forward
+  timeout 60 "$plaintap" adb -s "$shell_device" --agent dist/plaintapd-aarch64 2>"$work/noroot.err" &&
+    die "$machine: plaintap adb works without root"
+  expect noroot.err "no root on $shell_device"
+  inside 'chmod 4755 /usr/bin/busybox'
+  background adb "$plaintap" adb -s "$shell_device" --agent dist/plaintapd-aarch64 --json -- --log-level debug
+  pid=$last
+  expect adb.err watching
+  forward=$(sed -n 's|.*http://127.0.0.1:\([0-9]*\)/$|\1|p' "$work/adb.err")
+  background viewer "$plaintap" watch "ws://127.0.0.1:$forward/" --json
+  expect viewer.err watching
+  converse "$secret-1"
+  expect_event "$secret-1" adb.json
+  replug "$shell_device"
+  expect adb.err "connected again"
+  expect viewer.err "connected again"
+  converse "$secret-2"
+  expect_event "$secret-2" adb.json
+  expect_event "$secret-2" viewer.json
+  timeout 120 "$plaintap" doctor "adb:$shell_device" --agent dist/plaintapd-aarch64 >"$work/doctor.log" ||
+    die "$machine: plaintap doctor finds: $(grep failure "$work/doctor.log")"
+  has doctor.log "plaintapd answers" || die "$machine: plaintap doctor does not see the agent"
+  kill -INT "$pid"
+  ended "$pid" adb 0
+  agent_is_gone || die "$machine: plaintap adb left its agent"
+  [[ $(timeout 10 adb forward --list) != *"tcp:$forward "* ]] || die "$machine: plaintap adb left its forward"
+  say "  plaintap adb: root by su, its forward comes back with the cable, and Ctrl-C leaves nothing"
+
+  # A client that is killed leaves its agent; the next one ends it.
+  background killed "$plaintap" adb -s "$root_device" --agent dist/plaintapd-aarch64 --json
+  pid=$last
+  expect killed.err watching
+  kill -KILL "$pid"
+  background next "$plaintap" adb -s "$root_device" --agent dist/plaintapd-aarch64 --json --count 1
+  pid=$last
+  expect next.err watching
+  expect next.err "had left on the device"
+  converse "$secret-3"
+  ended "$pid" next 0
+  agent_is_gone || die "$machine: plaintap adb --count left its agent"
+  say "  an agent that a killed client left is replaced"
+}
+
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=guest \
+  -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
+adb start-server >/dev/null 2>&1 || die "adb start-server fails"
+for machine in "${machines[@]}"; do
+  start=$SECONDS
+  heading "== a device with arm64 kernel $machine"
+  start_machine
+  pushed_and_forwarded
+  cut_under_load
+  plaintap_adb
+  inside 'echo >/tmp/end'
+  ended "$guest" machine 0
+  say "$machine: ok ($((SECONDS - start)) s)"
+done
