@@ -5,6 +5,7 @@
 //! from now on (`events`), which `watch` waits for. `survey` looks at it all once, for a person. `find` looks for the functions inside a file.
 
 mod abi;
+mod debugdata;
 mod elf;
 pub mod events;
 mod file;
