@@ -114,7 +114,7 @@ need_browser() {
 
 # The reference clients' languages and their tools; Rust is there.
 need_languages() {
-  local why="the reference clients" here=$target/examples lock=$root/examples/python/requirements-dev.txt
+  local why="the reference clients" here=$target/examples
   need_packages examples/javascript "$why"
   at_least "$(go env GOVERSION 2>/dev/null | sed -n 's/^go//p')" 1.19 || install "Go, for $why" golang-go
   if [[ ! -x $here/go/protoc-gen-go ]]; then
@@ -123,13 +123,19 @@ need_languages() {
       go install google.golang.org/protobuf/cmd/protoc-gen-go) >"$log" 2>&1 ||
       die "go can't build protoc-gen-go: $(tail -n 1 "$log")"
   fi
-  cmp -s "$lock" "$here/python/of-lock.txt" && return
-  install "Python and its virtual environments, for $why" python3 python3-venv
-  say "setup: installing what examples/python/requirements-dev.txt names ($why)"
-  rm -rf "$here/python"
-  { /usr/bin/python3 -m venv "$here/python" && "$here/python/bin/pip" install --quiet --require-hashes -r "$lock"; } >"$log" 2>&1 ||
-    die "pip can't install examples/python/requirements-dev.txt: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log")"
-  cp "$lock" "$here/python/of-lock.txt"
+  need_venv examples/python/requirements-dev.txt "$here/python" "$why"
+}
+
+# need_venv REQUIREMENTS FOLDER WHY: a virtual environment with what the file names, which is all that is needed.
+need_venv() {
+  local lock=$root/$1
+  cmp -s "$lock" "$2/of-lock.txt" && return
+  install "Python and its virtual environments, for $3" python3 python3-venv
+  say "setup: installing what $1 names ($3)"
+  rm -rf "$2"
+  { /usr/bin/python3 -m venv "$2" && "$2/bin/pip" install --quiet --no-deps --require-hashes -r "$lock"; } >"$log" 2>&1 ||
+    die "pip can't install $1: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log")"
+  cp "$lock" "$2/of-lock.txt"
 }
 
 need_device() {
@@ -170,6 +176,7 @@ case $profile in
     command -v c++ >/dev/null || install "the C++ compiler that libFuzzer needs" g++
     need_browser
     need_languages
+    need_venv tests/copies/requirements.txt "$target/copies" "tests with copies of TLS code that programs bring"
     install "to rebuild the eBPF objects" libstd-rust-web-dev-bpf llvm-22
     ;;
   *) usage 2 >&2 ;;
