@@ -93,19 +93,49 @@ need_compiler() {
   install "certificates, to fetch crates" ca-certificates
 }
 
-# The page's tests: node, a browser, and the packages of the lock file.
-need_browser() {
-  command -v node >/dev/null && command -v npm >/dev/null || install "node, for the page's tests" nodejs npm
-  install "a browser, for the page's tests" chromium
-  local place
-  place=$(dirname "$0")/../tests/web
+# need_packages FOLDER WHY: what the folder's package-lock.json names, in its node_modules.
+need_packages() {
+  command -v node >/dev/null && command -v npm >/dev/null || install "node, for $2" nodejs npm
+  local place=$root/$1
   cmp -s "$place/package-lock.json" "$place/node_modules/.of-lock.json" && return
-  say "setup: installing what tests/web/package-lock.json names (the page's tests)"
+  say "setup: installing what $1/package-lock.json names ($2)"
   # As the lock file says, with none of the packages' own scripts. Not `npm ci`, which wants the packages for other systems
   # in that file too.
   npm install --prefix "$place" --no-save --ignore-scripts --no-audit --no-fund >"$log" 2>&1 ||
-    die "npm can't install tests/web/package-lock.json: $(grep -im 1 '^npm err' "$log" || tail -n 1 "$log")"
+    die "npm can't install $1/package-lock.json: $(grep -im 1 '^npm err' "$log" || tail -n 1 "$log")"
   cp "$place/package-lock.json" "$place/node_modules/.of-lock.json"
+}
+
+# The page's tests: node, a browser, and the packages of the lock file.
+need_browser() {
+  need_packages tests/web "the page's tests"
+  install "a browser, for the page's tests" chromium
+}
+
+# The reference clients' languages and their tools; Rust is there.
+need_languages() {
+  local why="the reference clients" here=$target/examples
+  need_packages examples/javascript "$why"
+  at_least "$(go env GOVERSION 2>/dev/null | sed -n 's/^go//p')" 1.19 || install "Go, for $why" golang-go
+  if [[ ! -x $here/go/protoc-gen-go ]]; then
+    say "setup: building protoc-gen-go, as examples/go/go.mod names it ($why)"
+    (cd "$root/examples/go" && GOBIN=$here/go GOFLAGS=-mod=readonly \
+      go install google.golang.org/protobuf/cmd/protoc-gen-go) >"$log" 2>&1 ||
+      die "go can't build protoc-gen-go: $(tail -n 1 "$log")"
+  fi
+  need_venv examples/python/requirements-dev.txt "$here/python" "$why"
+}
+
+# need_venv REQUIREMENTS FOLDER WHY: a virtual environment with what the file names, which is all that is needed.
+need_venv() {
+  local lock=$root/$1
+  cmp -s "$lock" "$2/of-lock.txt" && return
+  install "Python and its virtual environments, for $3" python3 python3-venv
+  say "setup: installing what $1 names ($3)"
+  rm -rf "$2"
+  { /usr/bin/python3 -m venv "$2" && "$2/bin/pip" install --quiet --no-deps --require-hashes -r "$lock"; } >"$log" 2>&1 ||
+    die "pip can't install $1: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log")"
+  cp "$lock" "$2/of-lock.txt"
 }
 
 need_device() {
@@ -145,6 +175,8 @@ case $profile in
     install "Wireshark's dissectors, which read recordings in the tests" tshark
     command -v c++ >/dev/null || install "the C++ compiler that libFuzzer needs" g++
     need_browser
+    need_languages
+    need_venv tests/copies/requirements.txt "$target/copies" "tests with copies of TLS code that programs bring"
     install "to rebuild the eBPF objects" libstd-rust-web-dev-bpf llvm-22
     ;;
   *) usage 2 >&2 ;;

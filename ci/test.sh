@@ -67,6 +67,7 @@ fi
 # Each run of the differential test lasts a minute.
 PLAINTAP_STORM_SECONDS=60 step "unit and end-to-end tests" cargo test --locked
 step "the page, in node and Chromium" bash tests/web/test.sh
+step "the reference clients, in four languages" bash tests/examples/test.sh
 step "TLS for clients, a cargo feature" cargo test --locked -p plaintapd --features tls --test tls
 step "device build: aarch64" bash ci/build-device.sh
 step "fuzzing, 5 s a target" bash ci/fuzz.sh 5

@@ -157,6 +157,7 @@ mod tests {
             found,
             pids: vec![1, 22],
             attached: true,
+            part: None,
         };
         let error = Error::NoFunctions { path: "/b".into() };
         let rows = vec![row("/apex/com.x@3/lib64/a\"\n\\.so", Ok(found)), row("/b", Err(error))];
@@ -174,7 +175,7 @@ mod tests {
             "{text}"
         );
         assert!(lines[2].starts_with("refused   2"), "{text}");
-        assert!(lines[3].starts_with("refused: /b exports neither"), "{text}");
+        assert!(lines[3].starts_with("refused: /b has symbols for neither"), "{text}");
         assert!(lines[4].starts_with("2 of 9 processes"), "{text}");
     }
 

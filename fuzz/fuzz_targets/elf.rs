@@ -1,15 +1,20 @@
 //! Files that processes have mapped, whoever made them.
 #![no_main]
 
-use std::{fs::File, io::Write};
+use std::{fs::File, io::Write, os::fd::AsRawFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use plaintapd::discover::find::{Part, find};
+use plaintapd::discover::{
+    find::{Part, find},
+    named,
+};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Ok(memory) = memfd_create(c"fuzz", MFdFlags::empty()) else { return };
     let mut file = File::from(memory);
     if file.write_all(data).is_ok() {
         let _ = find(&file, Part { offset: 0, length: data.len() as u64 });
+        // As an APK too.
+        let _ = named(&[format!("/proc/self/fd/{}", file.as_raw_fd()).into()]);
     }
 });

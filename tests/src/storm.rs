@@ -130,7 +130,9 @@ impl Storm {
     /// Starts the program. Its rounds use `libraries` in turn; it is quiet until the first one.
     pub fn start(seed: u64, libraries: &[&str]) -> Result<Self> {
         let certificate = driver::certificate()?;
-        let mut command = Command::new(env!("PLAINTAP_STORM"));
+        // Those who have to keep up with it come before it.
+        let mut command = Command::new(need::program("nice", "coreutils")?);
+        command.args(["-n", "10", env!("PLAINTAP_STORM")]);
         command.args(["--seed", &seed.to_string()]);
         command.arg("--cert").arg(certificate.path().join("cert.pem"));
         command.arg("--key").arg(certificate.path().join("key.pem"));

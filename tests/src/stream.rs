@@ -1,6 +1,7 @@
 //! A client of the agent: blocking, with a bound to every wait. It keeps all that it received.
 
 use std::io::ErrorKind;
+use std::mem;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,6 +66,8 @@ pub struct Client {
     /// Set once the agent has closed: with what it gave as its reason.
     pub closed: Option<Option<CloseFrame>>,
     last_seq: u64,
+    /// A ping of `read_some` is not answered yet.
+    is_asking: bool,
 }
 
 impl Client {
@@ -94,7 +97,15 @@ impl Client {
             Ok(connected) => connected,
             Err(error) => bail!("the handshake with {url}: {error}"),
         };
-        Ok(Self { socket, answer, messages: Vec::new(), pongs: Vec::new(), closed: None, last_seq: 0 })
+        Ok(Self {
+            socket,
+            answer,
+            messages: Vec::new(),
+            pongs: Vec::new(),
+            closed: None,
+            last_seq: 0,
+            is_asking: false,
+        })
     }
 
     /// The `plaintap-run-id` of the handshake's answer.
@@ -133,6 +144,23 @@ impl Client {
             quiet = if self.messages.len() == before { quiet + 1 } else { 0 };
             rounds += 1;
         }
+        Ok(())
+    }
+
+    /// Reads what there is now, at most `limit` messages.
+    pub fn read_some(&mut self, limit: usize) -> Result<()> {
+        const PAYLOAD: &[u8] = b"more";
+        // A pong's coming ends it, as nothing else may come for seconds. Where `limit` did, the next call waits for it.
+        if !mem::replace(&mut self.is_asking, true) {
+            self.send(Message::Ping(Bytes::from_static(PAYLOAD)))?;
+        }
+        let enough = self.messages.len() + limit;
+        self.wait("a pong", |client| {
+            let answered = client.pongs.iter().any(|pong| pong == PAYLOAD);
+            (answered || client.messages.len() >= enough).then_some(())
+        })?;
+        self.is_asking = !self.pongs.iter().any(|pong| pong == PAYLOAD);
+        self.pongs.retain(|pong| pong != PAYLOAD);
         Ok(())
     }
 

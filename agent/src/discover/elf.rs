@@ -1,14 +1,17 @@
-//! Functions of an ELF file and their file offsets.
+//! The functions that an ELF file's symbol tables name, and their file offsets.
 //!
 //! A uprobe wants a file offset: a symbol's address is converted through the segment that holds it, as the two differ in
-//! many libraries (by 0x10000 in Android 14's libssl.so).
+//! many libraries (by 0x10000 in Android 14's libssl.so). Tables are read in pieces: a browser's are some hundred MiB.
 
-use std::fs::File;
+use std::{fs::File, os::unix::fs::FileExt};
 
 use object::{
-    LittleEndian, ReadCache,
-    elf::{DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, PF_X, PT_LOAD, STT_FUNC},
-    read::elf::{Dyn, FileHeader, ProgramHeader, Sym},
+    LittleEndian, ReadCache, ReadRef,
+    elf::{
+        DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_LOAD, PT_NOTE, SHT_DYNSYM,
+        SHT_SYMTAB,
+    },
+    read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader},
 };
 
 use super::Function;
@@ -18,37 +21,252 @@ const MACHINE: u16 = EM_X86_64;
 #[cfg(target_arch = "aarch64")]
 const MACHINE: u16 = EM_AARCH64;
 
-/// The functions that `file` exports, with their file offsets; an error says what the file is instead of a library.
-pub fn functions(file: &File) -> Result<Vec<(Function, u64)>, &'static str> {
-    const BROKEN: &str = "its ELF structure is broken";
-    let data = &ReadCache::new(file);
-    let header = FileHeader64::<LittleEndian>::parse(data).map_err(|_| "it is not a 64-bit ELF file")?;
-    let endian = header.endian().map_err(|_| "it is not little-endian")?;
-    match header.e_machine(endian) {
-        machine if machine == MACHINE => {}
-        EM_AARCH64 | EM_X86_64 => return Err("it is for another CPU"),
-        _ => return Err("it is for an unknown CPU"),
+/// What is said of a file whose parts don't fit.
+pub const BROKEN: &str = "its ELF structure is broken";
+
+/// Bytes of a table that are looked at at a time.
+const PIECE: usize = 64 << 10;
+/// An entry of a symbol table: name (4 bytes), kind (1), other (1), section (2), address (8), size (8).
+const SYMBOL: usize = 24;
+/// Names that end in that of a function: linkers share the ends of strings.
+const MAX_NAMES: usize = 4096;
+
+/// Bytes that can be read at a place: an ELF file, wherever it is.
+pub trait Bytes {
+    /// Fills `into` with the bytes at `offset`; false where there are fewer.
+    fn read(&self, offset: u64, into: &mut [u8]) -> bool;
+}
+
+/// A part of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct InFile<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Where the part begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+}
+
+impl Bytes for InFile<'_> {
+    fn read(&self, offset: u64, into: &mut [u8]) -> bool {
+        let inside = offset.checked_add(into.len() as u64).is_some_and(|end| end <= self.length);
+        let Some(place) = self.offset.checked_add(offset).filter(|_| inside) else { return false };
+        self.file.read_exact_at(into, place).is_ok()
     }
-    let segments = header.program_headers(endian, data).map_err(|_| BROKEN)?;
-    let sections = header.sections(endian, data).map_err(|_| BROKEN)?;
-    let symbols = sections.symbols(endian, data, object::elf::SHT_DYNSYM).map_err(|_| BROKEN)?;
-    let mut found: Vec<(Function, u64)> = Vec::new();
-    for symbol in symbols.iter() {
-        if symbol.st_type() != STT_FUNC || !symbol.is_definition(endian, symbols.strings()) {
-            continue;
+}
+
+impl Bytes for &[u8] {
+    fn read(&self, offset: u64, into: &mut [u8]) -> bool {
+        let place = usize::try_from(offset).ok();
+        let bytes = place.and_then(|place| self.get(place..)?.get(..into.len()));
+        bytes.map(|bytes| into.copy_from_slice(bytes)).is_some()
+    }
+}
+
+/// Where something stands: its offset and length in bytes.
+pub type Span = (u64, u64);
+
+/// A symbol table, and the strings with its names.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    symbols: Span,
+    strings: Span,
+}
+
+/// A segment that is run: address, offset and length in the file, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    address: u64,
+    offset: u64,
+    length: u64,
+}
+
+/// Where the parts of an ELF file are.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    code: Vec<Segment>,
+    /// `.dynsym`
+    pub dynamic: Option<Table>,
+    /// `.symtab`
+    pub full: Option<Table>,
+    /// `.gnu_debugdata`
+    pub debug_data: Option<Span>,
+    /// `.rodata`
+    pub constants: Option<Span>,
+    /// What the linker put in, in hexadecimal.
+    pub build_id: Option<String>,
+}
+
+impl Layout {
+    /// Of a file in part of another one; an error says what it is instead of a library for this device.
+    pub fn of_file(part: InFile<'_>) -> Result<Self, &'static str> {
+        let cache = ReadCache::new(part.file);
+        Self::of(cache.range(part.offset, part.length))
+    }
+
+    /// Of a file in memory.
+    pub fn of_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
+        Self::of(bytes)
+    }
+
+    fn of<'a>(data: impl ReadRef<'a>) -> Result<Self, &'static str> {
+        let header = FileHeader64::<LittleEndian>::parse(data).map_err(|_| "it is not a 64-bit ELF file")?;
+        let endian = header.endian().map_err(|_| "it is not little-endian")?;
+        match header.e_machine(endian) {
+            machine if machine == MACHINE => {}
+            EM_AARCH64 | EM_X86_64 => return Err("it is for another CPU"),
+            _ => return Err("it is for an unknown CPU"),
         }
-        let Ok(name) = symbol.name(endian, symbols.strings()) else { continue };
-        let Some(function) = Function::ALL.into_iter().find(|function| function.name().as_bytes() == name)
-        else {
-            continue;
-        };
-        // A symbol may have several versions, of which the first is the one.
-        if found.iter().all(|(other, _)| *other != function) {
-            found.push((function, file_offset(segments, endian, symbol.st_value(endian)).ok_or(BROKEN)?));
+        let segments = header.program_headers(endian, data).map_err(|_| BROKEN)?;
+        let code = segments
+            .iter()
+            .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_flags(endian) & PF_X != 0)
+            .map(|segment| Segment {
+                address: segment.p_vaddr(endian),
+                offset: segment.p_offset(endian),
+                length: segment.p_filesz(endian),
+            })
+            .collect();
+        let sections = header.sections(endian, data).map_err(|_| BROKEN)?;
+        let mut layout = Self { code, build_id: build_id(segments, endian, data), ..Self::default() };
+        for section in sections.iter() {
+            let span = (section.sh_offset(endian), section.sh_size(endian));
+            let kind = section.sh_type(endian);
+            if matches!(kind, SHT_DYNSYM | SHT_SYMTAB) {
+                let strings = sections.section(section.link(endian)).map_err(|_| BROKEN)?;
+                let strings = (strings.sh_offset(endian), strings.sh_size(endian));
+                let table = if kind == SHT_DYNSYM { &mut layout.dynamic } else { &mut layout.full };
+                table.get_or_insert(Table { symbols: span, strings });
+            }
+            match sections.section_name(endian, section) {
+                Ok(b".gnu_debugdata") => layout.debug_data = Some(span),
+                Ok(b".rodata") => layout.constants = Some(span),
+                _ => {}
+            }
+        }
+        Ok(layout)
+    }
+
+    /// The file offset of the code at `address`, through the segment that holds it.
+    fn file_offset(&self, address: u64) -> Option<u64> {
+        self.code.iter().find_map(|segment| {
+            let inside = address.checked_sub(segment.address)?;
+            (inside < segment.length).then_some(segment.offset.checked_add(inside)?)
+        })
+    }
+
+    /// The functions that `table` in `bytes` names, with their offsets in the file of this layout.
+    pub fn functions(&self, bytes: &impl Bytes, table: Table) -> Result<Vec<(Function, u64)>, &'static str> {
+        let names = names(bytes, table.strings)?;
+        // One that others may use comes before one that is the file's own, and of versions the first.
+        let mut found: Vec<(Function, u64, bool)> = Vec::new();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        pieces(bytes, table.symbols, 0, |piece, _| {
+            for symbol in piece.chunks_exact(SYMBOL) {
+                let [n0, n1, n2, n3, kind, _, s0, s1, a0, a1, a2, a3, a4, a5, a6, a7, ..] = *symbol else {
+                    continue;
+                };
+                let is_defined_function = kind & 0xf == 2 && (s0, s1) != (0, 0);
+                let name = u32::from_le_bytes([n0, n1, n2, n3]);
+                let Ok(place) = names.binary_search_by_key(&name, |(name, _)| *name) else { continue };
+                if !is_defined_function {
+                    continue;
+                }
+                let address = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
+                let (function, is_local) = (names[place].1, kind >> 4 == 0);
+                match found.iter_mut().find(|(other, ..)| *other == function) {
+                    None => found.push((function, address, is_local)),
+                    Some(known) if known.2 && !is_local => *known = (function, address, is_local),
+                    Some(_) => {}
+                }
+            }
+            true
+        })?;
+        found.sort_by_key(|(function, ..)| *function);
+        let offset = |(function, address, _)| Some((function, self.file_offset(address)?));
+        found.into_iter().map(|found| offset(found).ok_or(BROKEN)).collect()
+    }
+}
+
+/// The offsets in `strings` at which the name of a function stands, sorted.
+fn names(bytes: &impl Bytes, strings: Span) -> Result<Vec<(u32, Function)>, &'static str> {
+    const LONGEST: usize = 32;
+    let mut names = Vec::new();
+    pieces(bytes, strings, LONGEST, |piece, offset| {
+        let ends = piece.iter().enumerate().filter(|(_, byte)| **byte == 0);
+        for (end, _) in ends {
+            let text = &piece[..end];
+            let named =
+                Function::ALL.into_iter().filter(|function| text.ends_with(function.name().as_bytes()));
+            for function in named {
+                let Ok(name) = u32::try_from(offset + (end - function.name().len()) as u64) else {
+                    return false;
+                };
+                names.push((name, function));
+            }
+        }
+        names.len() <= MAX_NAMES
+    })?;
+    // What stands where two pieces overlap was seen twice.
+    names.sort_by_key(|(name, _)| *name);
+    names.dedup();
+    if names.len() > MAX_NAMES { Err(BROKEN) } else { Ok(names) }
+}
+
+/// Gives `take` the bytes of a span piece by piece, with each piece's offset in it, until it has enough (false). Each piece
+/// begins with the last `overlap` bytes of the one before.
+pub fn pieces(
+    bytes: &impl Bytes,
+    (start, length): Span,
+    overlap: usize,
+    mut take: impl FnMut(&[u8], u64) -> bool,
+) -> Result<(), &'static str> {
+    const WHOLE: usize = PIECE / SYMBOL * SYMBOL;
+    let mut buffer = vec![0; overlap + WHOLE];
+    let (mut done, mut kept) = (0, 0);
+    while done < length {
+        let size = WHOLE.min(usize::try_from(length - done).unwrap_or(WHOLE));
+        let place = start.checked_add(done).ok_or(BROKEN)?;
+        let end = kept + size;
+        if !bytes.read(place, &mut buffer[kept..end]) {
+            return Err(BROKEN);
+        }
+        if !take(&buffer[..end], done - kept as u64) {
+            break;
+        }
+        done += size as u64;
+        let next = overlap.min(end);
+        buffer.copy_within(end - next..end, 0);
+        kept = next;
+    }
+    Ok(())
+}
+
+/// The build ID that the linker put into a file, in hexadecimal.
+fn build_id<'a>(
+    segments: &[object::elf::ProgramHeader64<LittleEndian>],
+    endian: LittleEndian,
+    data: impl ReadRef<'a>,
+) -> Option<String> {
+    // Linkers make one or two segments of notes, small ones; a file may claim anything.
+    const MAX_SEGMENTS: usize = 4;
+    const MAX_SIZE: u64 = 64 << 10;
+    let notes = segments
+        .iter()
+        .filter(|segment| segment.p_type(endian) == PT_NOTE && segment.p_filesz(endian) <= MAX_SIZE)
+        .take(MAX_SEGMENTS)
+        .filter_map(|segment| segment.notes(endian, data).ok()?);
+    for mut notes in notes {
+        while let Ok(Some(note)) = notes.next() {
+            if note.n_type(endian) == NT_GNU_BUILD_ID && note.name() == b"GNU" {
+                return Some(note.desc().iter().map(|byte| format!("{byte:02x}")).collect());
+            }
         }
     }
-    found.sort_by_key(|(function, _)| *function);
-    Ok(found)
+    None
 }
 
 /// The name of the libcrypto that `file` says it needs.
@@ -63,21 +281,6 @@ pub fn libcrypto(file: &File) -> Option<String> {
     let names = needed.filter_map(|entry| str::from_utf8(entry.string(endian, strings).ok()?).ok());
     // A name and not a path.
     names.filter(|name| !name.contains('/')).find(|name| name.starts_with("libcrypto")).map(str::to_owned)
-}
-
-/// The file offset of the code at `address`, through the executable segment that holds it.
-fn file_offset(
-    segments: &[object::elf::ProgramHeader64<LittleEndian>],
-    endian: LittleEndian,
-    address: u64,
-) -> Option<u64> {
-    segments
-        .iter()
-        .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_flags(endian) & PF_X != 0)
-        .find_map(|segment| {
-            let inside = address.checked_sub(segment.p_vaddr(endian))?;
-            (inside < segment.p_filesz(endian)).then_some(segment.p_offset(endian).checked_add(inside)?)
-        })
 }
 
 #[cfg(test)]
@@ -96,7 +299,9 @@ mod tests {
     fn functions_of(bytes: &[u8]) -> Result<Vec<(Function, u64)>, &'static str> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        functions(&file)
+        let bytes = InFile { file: &file, offset: 0, length: file.metadata().unwrap().len() };
+        let layout = Layout::of_file(bytes)?;
+        layout.dynamic.map_or(Ok(vec![]), |table| layout.functions(&bytes, table))
     }
 
     #[test]

@@ -1,16 +1,13 @@
 //! How the functions of a TLS library are found in a file.
 //!
-//! So far: in its dynamic symbols.
+//! In its symbols, wherever they are: dynamic ones, all of them, or those of `.gnu_debugdata`.
 
 use std::{fmt, fs::File};
 
-use object::{
-    LittleEndian, ReadCache,
-    elf::{FileHeader64, NT_GNU_BUILD_ID, PT_NOTE},
-    read::elf::{FileHeader, ProgramHeader},
+use super::{
+    Function, debugdata,
+    elf::{self, Bytes, InFile, Layout, Span},
 };
-
-use super::{Function, elf};
 
 /// Where the offsets of a file's functions come from, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,10 +98,12 @@ pub struct Part {
 }
 
 /// Looks for the functions in a part of `file`.
-pub fn find(file: &File, _part: Part) -> Result<Found, Why> {
-    let functions = elf::functions(file).map_err(Why::Foreign)?;
-    if !functions.iter().any(|(function, _)| function.carries() || *function == Function::BioWrite) {
-        return Err(Why::NoFunctions);
+pub fn find(file: &File, part: Part) -> Result<Found, Why> {
+    let bytes = InFile { file, offset: part.offset, length: part.length };
+    let layout = Layout::of_file(bytes).map_err(Why::Foreign)?;
+    let (mut functions, how) = by_symbols(bytes, &layout)?;
+    for (_, offset) in &mut functions {
+        *offset = offset.checked_add(part.offset).ok_or(Why::Foreign(elf::BROKEN))?;
     }
     let has = |wanted| functions.iter().any(|(function, _)| *function == wanted);
     let flavour = match (has(Function::SetHostName), has(Function::ReadEx)) {
@@ -112,28 +111,190 @@ pub fn find(file: &File, _part: Part) -> Result<Found, Why> {
         (false, true) => Flavour::OpenSsl,
         (false, false) => Flavour::Unknown,
     };
-    Ok(Found { functions, how: How::Symbols, flavour, version: None, build_id: build_id(file) })
+    let version = layout.constants.filter(|_| flavour == Flavour::OpenSsl);
+    let version = version.and_then(|constants| openssl_version(bytes, constants));
+    Ok(Found { functions, how, flavour, version, build_id: layout.build_id })
 }
 
-/// The build ID that the linker put into a file, in hexadecimal.
-fn build_id(file: &File) -> Option<String> {
-    // Linkers make one or two segments of notes, small ones; a file may claim anything.
-    const MAX_SEGMENTS: usize = 4;
-    const MAX_SIZE: u64 = 64 << 10;
-    let data = &ReadCache::new(file);
-    let header = FileHeader64::<LittleEndian>::parse(data).ok()?;
-    let endian = header.endian().ok()?;
-    let segments = header.program_headers(endian, data).ok()?.iter();
-    let notes = segments
-        .filter(|segment| segment.p_type(endian) == PT_NOTE && segment.p_filesz(endian) <= MAX_SIZE)
-        .take(MAX_SEGMENTS)
-        .filter_map(|segment| segment.notes(endian, data).ok()?);
-    for mut notes in notes {
-        while let Ok(Some(note)) = notes.next() {
-            if note.n_type(endian) == NT_GNU_BUILD_ID && note.name() == b"GNU" {
-                return Some(note.desc().iter().map(|byte| format!("{byte:02x}")).collect());
-            }
+/// The functions by the best of the symbol tables that has any which carry plaintext, or else by one that has `BIO_write`.
+fn by_symbols(bytes: InFile<'_>, layout: &Layout) -> Result<(Vec<(Function, u64)>, How), Why> {
+    let mut second = None;
+    let mut take = |functions: Vec<(Function, u64)>, how| {
+        if functions.iter().any(|(function, _)| function.carries()) {
+            return Some((functions, how));
+        }
+        if second.is_none() && functions.iter().any(|(function, _)| *function == Function::BioWrite) {
+            second = Some((functions, how));
+        }
+        None
+    };
+    for (table, how) in [(layout.dynamic, How::Symbols), (layout.full, How::SymbolTable)] {
+        let Some(table) = table else { continue };
+        let functions = layout.functions(&bytes, table).map_err(Why::Foreign)?;
+        if let Some(found) = take(functions, how) {
+            return Ok(found);
+        }
+    }
+    // Every library of an Android has some, so only where there is TLS to be found.
+    if let Some(span) = layout.debug_data
+        && layout.constants.is_some_and(|constants| has_tls(bytes, constants))
+        && let Some(debug) = debugdata::unpack(&bytes, span)
+        && let Ok(Layout { full: Some(table), .. }) = Layout::of_bytes(&debug)
+        && let Some(found) =
+            take(layout.functions(&debug.as_slice(), table).map_err(Why::Foreign)?, How::DebugData)
+    {
+        return Ok(found);
+    }
+    second.ok_or(Why::NoFunctions)
+}
+
+/// Whether the constants of a file are a TLS library's. Source: the key log's labels, which BoringSSL and OpenSSL write.
+fn has_tls(bytes: InFile<'_>, constants: Span) -> bool {
+    position(bytes, constants, b"CLIENT_RANDOM\0").is_some()
+}
+
+/// What OpenSSL calls itself, as `3.0.17`.
+fn openssl_version(bytes: InFile<'_>, constants: Span) -> Option<String> {
+    const NAME: &[u8] = b"\0OpenSSL ";
+    let mut from = 0;
+    // The name stands in other texts too.
+    for _ in 0..16 {
+        let rest = (constants.0.checked_add(from)?, constants.1.checked_sub(from)?);
+        from = from.checked_add(position(bytes, rest, NAME)?)?.checked_add(NAME.len() as u64)?;
+        let mut text = [0; 16];
+        if !bytes.read(constants.0.checked_add(from)?, &mut text) {
+            return None;
+        }
+        let version = text.split(|byte| *byte == b' ').next().and_then(|text| str::from_utf8(text).ok())?;
+        let is_version = |text: &str| {
+            text.contains('.')
+                && text.starts_with(|char: char| char.is_ascii_digit())
+                && text.chars().all(|char| char.is_ascii_alphanumeric() || ".-".contains(char))
+        };
+        if is_version(version) {
+            return Some(version.to_owned());
         }
     }
     None
+}
+
+/// Where `wanted` stands first in a span, counted from the span's beginning.
+fn position(bytes: InFile<'_>, span: Span, wanted: &[u8]) -> Option<u64> {
+    let mut found = None;
+    elf::pieces(&bytes, span, wanted.len() - 1, |piece, offset| {
+        let first = wanted.first().copied().unwrap_or_default();
+        let starts = piece.iter().enumerate().filter(|(_, byte)| **byte == first).map(|(place, _)| place);
+        let place =
+            starts.into_iter().find(|place| piece.get(*place..).is_some_and(|text| text.starts_with(wanted)));
+        found = place.map(|place| offset + place as u64);
+        found.is_none()
+    })
+    .ok()?;
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, process::Command};
+
+    use super::*;
+
+    const LIBCRYPTO: &str = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3";
+
+    /// What a real program answers, or the test fails with what is missing.
+    fn run(program: &str, arguments: &[&str]) -> String {
+        let output = Command::new(program).args(arguments).output();
+        let output =
+            output.unwrap_or_else(|error| panic!("{program}: {error}; bash ci/setup.sh test installs it"));
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn find_in(path: &Path) -> Result<Found, Why> {
+        let file = File::open(path).unwrap();
+        let length = file.metadata().unwrap().len();
+        find(&file, Part { offset: 0, length })
+    }
+
+    /// A library of two functions without dynamic symbols for them, as a program that links TLS statically is.
+    fn hidden(folder: &Path) -> std::path::PathBuf {
+        let source = folder.join("hidden.c");
+        let code = "static const char *label = \"CLIENT_RANDOM\"; const char *other(void) { return label; }\n\
+            __attribute__((visibility(\"hidden\"))) int SSL_read(int a) { return a + other()[0]; }\n\
+            __attribute__((visibility(\"hidden\"))) int SSL_write(int a) { return SSL_read(a) * 3; }\n\
+            int my_SSL_read(int a) { return SSL_write(a); }\n";
+        fs::write(&source, code).unwrap();
+        let library = folder.join("libhidden.so");
+        let paths = [&library, &source].map(|path| path.to_str().unwrap());
+        run("cc", &["-shared", "-fPIC", "-O1", "-fno-inline", "-o", paths[0], paths[1]]);
+        library
+    }
+
+    /// The addresses of both functions, as nm has them: code is at the same place in file and memory here.
+    fn expected(library: &Path) -> Vec<(Function, u64)> {
+        let symbols = run("nm", &[library.to_str().unwrap()]);
+        let address = |name: &str| {
+            let line = symbols.lines().find(|line| line.ends_with(&format!(" t {name}"))).unwrap();
+            u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap()
+        };
+        vec![(Function::Read, address("SSL_read")), (Function::Write, address("SSL_write"))]
+    }
+
+    #[test]
+    fn full_symbols_are_read_where_the_dynamic_ones_have_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = hidden(folder.path());
+        let found = find_in(&library).unwrap();
+        assert_eq!((found.how, &found.functions), (How::SymbolTable, &expected(&library)));
+        run("strip", &[library.to_str().unwrap()]);
+        assert_eq!(find_in(&library).unwrap_err(), Why::NoFunctions);
+    }
+
+    #[test]
+    fn mini_debug_info_is_read_where_there_are_no_other_symbols() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = hidden(folder.path());
+        let expected = expected(&library);
+        let path = library.to_str().unwrap();
+        let debug = folder.path().join("debug");
+        let debug = debug.to_str().unwrap();
+        run("objcopy", &["--only-keep-debug", path, debug]);
+        // Android's: blocks of 64 KiB.
+        run("xz", &["--block-size=64KiB", debug]);
+        run("strip", &[path]);
+        run("objcopy", &["--add-section", &format!(".gnu_debugdata={debug}.xz"), path]);
+        let found = find_in(&library).unwrap();
+        assert_eq!((found.how, found.functions), (How::DebugData, expected));
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_looked_into_as_the_file_would_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = hidden(folder.path());
+        let (alone, content) = (find_in(&library).unwrap(), fs::read(&library).unwrap());
+        let outer = folder.path().join("outer");
+        fs::write(&outer, [&[b'x'; 4096], &content[..], b"more"].concat()).unwrap();
+        let file = File::open(&outer).unwrap();
+        let found = find(&file, Part { offset: 4096, length: content.len() as u64 }).unwrap();
+        let moved: Vec<_> =
+            alone.functions.iter().map(|(function, offset)| (*function, offset + 4096)).collect();
+        assert_eq!((found.functions, found.build_id), (moved, alone.build_id));
+    }
+
+    #[test]
+    fn openssl_says_its_version() {
+        if cfg!(target_arch = "x86_64") {
+            let file = File::open(LIBCRYPTO).unwrap();
+            let bytes = InFile { file: &file, offset: 0, length: file.metadata().unwrap().len() };
+            let version = openssl_version(bytes, Layout::of_file(bytes).unwrap().constants.unwrap()).unwrap();
+            assert!(
+                run("openssl", &["version"]).contains(&format!("Library: OpenSSL {version} ")),
+                "{version}"
+            );
+        }
+    }
 }

@@ -12,9 +12,9 @@ use std::{
 };
 
 use super::{
-    Error, Target,
+    Error, NamedPart, Target,
     file::{self, Opened, Stamp},
-    find::Found,
+    find::{Found, Part},
     maps::{self, Mapping},
     places,
 };
@@ -231,8 +231,10 @@ impl Finder {
         }
     }
 
+    /// Takes note of who maps the file of target `id`, which others may be in too.
     fn has_mapper(&mut self, id: u64, mapper: (u32, u64, u64, Stamp)) {
-        if let Some(known) = self.targets.get_mut(&id) {
+        let Some(file) = self.targets.get(&id).map(|known| known.stamp) else { return };
+        for known in self.targets.values_mut().filter(|known| known.stamp == file) {
             known.mapper = Some(mapper);
             known.unmapped = None;
         }
@@ -270,15 +272,27 @@ impl Finder {
             !rewritten
         });
         self.parsed = true;
-        let found = match examine(&self.exclude, path, &opened) {
-            Ok(found) => found,
-            Err(error) => {
-                if !self.remember(stamp, Verdict::Other) && (place || worth_telling(path, &error)) {
-                    sink(Change::Refuse(error));
+        let (mut first, mut refused) = (None, Vec::new());
+        for Examined { path: name, found, .. } in examine(&self.exclude, path, &opened) {
+            match found.and_then(|found| Ok((super::again(&name, &opened)?, found))) {
+                Ok((file, found)) => {
+                    let Some(id) = self.add(path, &opened, place, sink) else { break };
+                    first.get_or_insert(id);
+                    sink(Change::Attach(Target { id, path: name, file, found }));
                 }
-                return None;
+                Err(error) if place || worth_telling(&name, &error) => refused.push(error),
+                Err(_) => {}
             }
-        }?;
+        }
+        // What can't be attached for want of room is not parsed again and again either.
+        if !self.remember(stamp, first.map_or(Verdict::Other, Verdict::Target)) {
+            refused.into_iter().for_each(|error| sink(Change::Refuse(error)));
+        }
+        first
+    }
+
+    /// A new target's id; none if there is no room.
+    fn add(&mut self, path: &Path, opened: &Opened, place: bool, sink: Sink<'_>) -> Option<u64> {
         if self.targets.len() >= MAX_TARGETS {
             self.let_go(Duration::ZERO, Duration::ZERO, sink);
         }
@@ -289,17 +303,13 @@ impl Finder {
                     path.display()
                 );
             }
-            // Not to parse it again and again.
-            self.remember(stamp, Verdict::Other);
             return None;
         }
         let id = self.next;
         self.next += 1;
-        let path = path.to_path_buf();
+        let Opened { stamp, beneath, .. } = *opened;
         self.targets
-            .insert(id, Known { path: path.clone(), beneath, stamp, place, mapper: None, unmapped: None });
-        self.remember(stamp, Verdict::Target(id));
-        sink(Change::Attach(Target { id, path, file: opened.file, found }));
+            .insert(id, Known { path: path.into(), beneath, stamp, place, mapper: None, unmapped: None });
         Some(id)
     }
 
@@ -311,13 +321,36 @@ impl Finder {
     }
 }
 
-/// What there is to probe in a file; none if its path fits a pattern of `exclude`.
-pub fn examine(exclude: &[String], path: &Path, opened: &Opened) -> Result<Option<Found>, Error> {
-    let name = path.as_os_str().as_encoded_bytes();
-    if exclude.iter().any(|pattern| file::fits(pattern.as_bytes(), name)) {
-        return Ok(None);
+/// What [`examine`] says of a file, or of a library in an APK.
+#[derive(Debug)]
+pub struct Examined {
+    /// What to call it.
+    pub path: PathBuf,
+    /// Where it is in the file; none if it can't be mapped as it is.
+    pub part: Option<Part>,
+    /// What there is to probe in it.
+    pub found: Result<Found, Error>,
+}
+
+/// What there is to probe in a file or in the libraries of an APK; nothing where a path fits a pattern of `exclude`.
+pub fn examine(exclude: &[String], path: &Path, opened: &Opened) -> Vec<Examined> {
+    let is_wanted = |path: &Path| {
+        let name = path.as_os_str().as_encoded_bytes();
+        !exclude.iter().any(|pattern| file::fits(pattern.as_bytes(), name))
+    };
+    if !is_wanted(path) {
+        return Vec::new();
     }
-    super::examine(path, opened).map(Some)
+    let parts = match super::parts(path, opened) {
+        Ok(parts) => parts,
+        Err(error) => return vec![Examined { path: path.into(), part: None, found: Err(error) }],
+    };
+    let examined = |(path, part): NamedPart| Examined {
+        found: super::examine(&path, opened, part),
+        part: part.ok(),
+        path,
+    };
+    parts.into_iter().filter(|(path, _)| is_wanted(path)).map(examined).collect()
 }
 
 /// Whether a person would expect the file to be captured: most of what is mapped has nothing to do with TLS.
@@ -331,7 +364,7 @@ pub fn worth_telling(path: &Path, error: &Error) -> bool {
 mod tests {
     use std::{fs, os::unix::fs::symlink};
 
-    use super::*;
+    use super::{super::apk, *};
 
     /// A system of our own making: files, and processes that map them.
     struct System {
@@ -444,6 +477,50 @@ mod tests {
                 [""; 0]
             );
         }
+    }
+
+    #[test]
+    fn the_libraries_of_an_apk_are_targets_of_their_own_that_go_together() {
+        let mut system = System::new(&["*/liboff.so"]);
+        let library = library();
+        let apk = apk::tests::apk(&[
+            ("libapp.so", &library, false, 4096),
+            ("libother.so", b"no ELF file", false, 4096),
+            ("libboringssl.so", &library, true, 1),
+            ("liboff.so", &library, false, 4096),
+            ("libplay.so", &library, false, 4096),
+        ]);
+        let path = system.put("data/app/x/base.apk", &apk);
+        system.map(1, &path);
+        let mut targets = Vec::new();
+        let mut refused = Vec::new();
+        system.finder.scan(&mut |change| match change {
+            Change::Attach(target) => targets.push(target),
+            Change::Refuse(error) => refused.push(error.to_string()),
+            Change::Detach(..) => panic!("{change:?}"),
+        });
+        let [app, play] = &targets[..] else { panic!("{targets:?}") };
+        assert!(app.path.to_str().unwrap().contains("/base.apk!/lib/") && app.path.ends_with("libapp.so"));
+        assert!(play.path.ends_with("libplay.so"));
+        for target in [app, play] {
+            let (_, offset) = target.found.functions[0];
+            assert_eq!(
+                apk[offset as usize..][..4],
+                *b"\x7fELF",
+                "the first function of the hand-made library is its start"
+            );
+        }
+        assert!(
+            refused.len() == 1 && refused[0].contains("libboringssl.so") && refused[0].contains("compressed"),
+            "{refused:?}"
+        );
+        assert_eq!(system.changes(Finder::scan), [""; 0]);
+        system.end(1);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        let mut gone = system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink));
+        gone.sort();
+        assert_eq!(gone, ["detach 0: no process maps it any more", "detach 1: no process maps it any more"]);
     }
 
     #[test]

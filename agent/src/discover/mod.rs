@@ -5,6 +5,8 @@
 //! from now on (`events`), which `watch` waits for. `survey` looks at it all once, for a person. `find` looks for the functions inside a file.
 
 mod abi;
+mod apk;
+mod debugdata;
 mod elf;
 pub mod events;
 mod file;
@@ -22,6 +24,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use elf::InFile;
 use file::Opened;
 use find::{Found, Part, Why};
 
@@ -151,7 +154,7 @@ pub enum Error {
     },
     /// It is sound, and has nothing to probe.
     #[error(
-        "{path} exports neither SSL_read nor SSL_write; name the file that contains BoringSSL or OpenSSL"
+        "{path} has symbols for neither SSL_read nor SSL_write; name the file that contains BoringSSL or OpenSSL"
     )]
     NoFunctions {
         /// The file.
@@ -165,29 +168,55 @@ pub enum Error {
 /// The targets in the files that a person named; an error names the first file that is not usable.
 pub fn named(paths: &[PathBuf]) -> Result<Vec<Target>, Error> {
     let (mut targets, mut seen, mut beside) = (Vec::new(), Vec::new(), Vec::new());
-    for (id, path) in (0..).zip(paths) {
-        let opened = open(path)?;
-        if !seen.contains(&opened.beneath) {
-            seen.push(opened.beneath);
-            let found = examine(path, &opened)?;
-            if !found.carries() {
-                return Err(Error::NoFunctions { path: path.clone() });
+    for named in paths {
+        // A folder's name may end in that too.
+        let apk = apk::split(named).filter(|(apk, _)| apk.is_file());
+        let (path, entry) = apk.map_or((named.clone(), None), |(apk, entry)| (apk, Some(entry)));
+        let opened = open(&path)?;
+        let mut parts = parts(&path, &opened)?;
+        if let Some(entry) = entry {
+            parts.retain(|(name, _)| *name == apk::join(&path, entry));
+            if parts.is_empty() {
+                let why = "there is no such library for this CPU in the APK".into();
+                return Err(Error::Foreign { path: named.clone(), why });
             }
-            beside.extend(libcrypto(path, &opened.file));
-            targets.push(Target { id, path: path.clone(), file: opened.file, found });
+        }
+        let mut found_any = false;
+        for (path, part) in parts {
+            let found = examine(&path, &opened, part);
+            // In an APK that is named as a whole, what has no TLS code or can't be probed is passed by.
+            let found = if entry.is_none() && *named != path { found.ok() } else { Some(found?) };
+            let Some(found) = found.filter(Found::carries) else { continue };
+            found_any = true;
+            let place = (opened.beneath, part.ok().map(|part| part.offset));
+            if !seen.contains(&place) {
+                seen.push(place);
+                beside.extend(libcrypto(&path, &opened.file));
+                let file = again(&path, &opened)?;
+                targets.push(Target { id: targets.len() as u64, path, file, found });
+            }
+        }
+        if !found_any {
+            return Err(Error::NoFunctions { path: named.clone() });
         }
     }
     // What only SSL objects over memory need; if it is not where it should be, they do without.
-    for (id, path) in (paths.len() as u64..).zip(beside) {
+    for path in beside {
         let Ok(opened) = open(&path) else { continue };
-        if !seen.contains(&opened.beneath)
-            && let Ok(found) = examine(&path, &opened)
+        let place = (opened.beneath, Some(0));
+        if !seen.contains(&place)
+            && let Ok(found) = examine(&path, &opened, Ok(whole(&opened)))
         {
-            seen.push(opened.beneath);
-            targets.push(Target { id, path, file: opened.file, found });
+            seen.push(place);
+            targets.push(Target { id: targets.len() as u64, path, file: opened.file, found });
         }
     }
     Ok(targets)
+}
+
+/// The same open file once more: each target has one of its own.
+fn again(path: &Path, opened: &Opened) -> Result<File, Error> {
+    opened.file.try_clone().map_err(|source| Error::Read { path: path.into(), source })
 }
 
 /// The libcrypto that the library `file` at `path` asks for, in the same folder, as it is on Android and Linux.
@@ -202,13 +231,36 @@ fn open(path: &Path) -> Result<Opened, Error> {
     })
 }
 
-/// What there is to probe in a file.
-fn examine(path: &Path, opened: &Opened) -> Result<Found, Error> {
-    if let Some(why) = abi::unprobed(&opened.file) {
-        return Err(Error::Foreign { path: path.into(), why: why.into() });
+/// All of a file.
+fn whole(opened: &Opened) -> Part {
+    Part { offset: 0, length: opened.stamp.size }
+}
+
+/// A part of a file, or why it can't be mapped, and what to call it.
+type NamedPart = (PathBuf, Result<Part, &'static str>);
+
+/// Where in a file there may be TLS code, with what to call it: all of it, or the libraries in an APK, some of which can't be
+/// mapped.
+fn parts(path: &Path, opened: &Opened) -> Result<Vec<NamedPart>, Error> {
+    let Part { offset, length } = whole(opened);
+    let bytes = InFile { file: &opened.file, offset, length };
+    if !apk::is(&bytes) {
+        return Ok(vec![(path.into(), Ok(Part { offset, length }))]);
     }
-    find::find(&opened.file, Part { offset: 0, length: opened.stamp.size }).map_err(|why| match why {
-        Why::Foreign(why) => Error::Foreign { path: path.into(), why: why.into() },
+    let libraries =
+        apk::libraries(bytes).map_err(|why| Error::Foreign { path: path.into(), why: why.into() })?;
+    Ok(libraries.into_iter().map(|library| (apk::join(path, &library.name), library.part)).collect())
+}
+
+/// What there is to probe in a part of a file, which is called `path`.
+fn examine(path: &Path, opened: &Opened, part: Result<Part, &'static str>) -> Result<Found, Error> {
+    let foreign = |why: &str| Error::Foreign { path: path.into(), why: why.into() };
+    let part = part.map_err(foreign)?;
+    if let Some(why) = abi::unprobed(&opened.file, part) {
+        return Err(foreign(why));
+    }
+    find::find(&opened.file, part).map_err(|why| match why {
+        Why::Foreign(why) => foreign(why),
         Why::NoFunctions => Error::NoFunctions { path: path.into() },
     })
 }
@@ -263,5 +315,28 @@ mod tests {
         assert_eq!(target.found.functions, [(Function::Read, 0), (Function::Write, 2)]);
         let path = file.path().display();
         assert_eq!(target.to_string(), format!("library={path} functions=SSL_read,SSL_write found=symbols"));
+    }
+    #[test]
+    fn a_library_in_an_apk_is_named_by_both_paths_or_by_the_apks() {
+        let library = library(&["SSL_read"]);
+        let apk = apk::tests::apk(&[
+            ("liba.so", &library, false, 4096),
+            ("libb.so", b"text", false, 4096),
+            ("libc.so", &library, true, 1),
+            ("libd.so", &library, false, 4096),
+        ]);
+        let mut file = tempfile::NamedTempFile::with_suffix(".apk").unwrap();
+        io::Write::write_all(&mut file, &apk).unwrap();
+        let names = |targets: Vec<Target>| -> Vec<String> {
+            let name = |target: &Target| target.path.file_name().unwrap().to_string_lossy().into_owned();
+            targets.iter().map(name).collect()
+        };
+        assert_eq!(names(named(&[file.path().into()]).unwrap()), ["liba.so", "libd.so"]);
+        let folder = format!("{}!/lib/{}/", file.path().display(), apk::tests::ABI);
+        assert_eq!(names(named(&[format!("{folder}libd.so").into()]).unwrap()), ["libd.so"]);
+        for (entry, why) in [("libb.so", "ELF"), ("libc.so", "compressed"), ("libe.so", "no such library")] {
+            let error = named(&[format!("{folder}{entry}").into()]).unwrap_err().to_string();
+            assert!(error.contains(entry) && error.contains(why), "{error}");
+        }
     }
 }

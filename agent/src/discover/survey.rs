@@ -10,8 +10,8 @@ use std::{
 use super::{
     Error, abi,
     file::{self, Opened, Stamp},
-    find::Found,
-    finder,
+    find::{Found, Part},
+    finder::{self, Examined},
     maps::{self, Mapping},
     places,
 };
@@ -34,6 +34,8 @@ pub struct Row {
     pub pids: Vec<u32>,
     /// Whether a probe stands in one of them; not this program's only.
     pub attached: bool,
+    /// Where it is in the file: a library may be one of several in an APK.
+    pub part: Option<Part>,
 }
 
 /// What there is.
@@ -52,7 +54,7 @@ pub fn survey(root: &Path, proc: &Path, exclude: &[String]) -> Survey {
     let mut surveyor = Surveyor { exclude, survey: Survey::default(), known: Vec::new() };
     for path in places::candidates(root) {
         match file::open(&path) {
-            Ok(opened) => drop(surveyor.row(&path, false, &opened, true)),
+            Ok(opened) => drop(surveyor.rows(&path, false, &opened, true)),
             Err(source) => surveyor.survey.rows.push(Row {
                 found: Err(Error::Read { path: path.clone(), source }),
                 path,
@@ -60,26 +62,27 @@ pub fn survey(root: &Path, proc: &Path, exclude: &[String]) -> Survey {
                 abi: abi::UNKNOWN,
                 pids: Vec::new(),
                 attached: false,
+                part: None,
             }),
         }
     }
     // By the kernel's name for a file: each is opened once.
-    let mut mapped: HashMap<((u32, u32), u64), Option<usize>> = HashMap::new();
+    let mut mapped: HashMap<((u32, u32), u64), Vec<usize>> = HashMap::new();
     for pid in maps::processes(proc).into_iter().flatten() {
         surveyor.survey.processes += 1;
         let looked = maps::each(proc, pid, |mapping| {
             let key = (mapping.device, mapping.inode);
-            let row = match mapped.get(&key) {
-                Some(row) => *row,
+            let rows = match mapped.get(&key) {
+                Some(rows) => rows.clone(),
                 None => {
                     let link = file::mapped(proc, pid, mapping.start, mapping.end);
                     let Ok(opened) = file::open(&link) else { return };
-                    let row = surveyor.row(&mapping.path, mapping.deleted, &opened, false);
-                    mapped.insert(key, row);
-                    row
+                    let rows = surveyor.rows(&mapping.path, mapping.deleted, &opened, false);
+                    mapped.insert(key, rows.clone());
+                    rows
                 }
             };
-            if let Some(row) = row {
+            for row in rows {
                 surveyor.used(row, proc, pid, &mapping);
             }
         });
@@ -93,35 +96,45 @@ pub fn survey(root: &Path, proc: &Path, exclude: &[String]) -> Survey {
 struct Surveyor<'a> {
     exclude: &'a [String],
     survey: Survey,
-    known: Vec<(Stamp, Option<usize>)>,
+    known: Vec<(Stamp, Vec<usize>)>,
 }
 
 impl Surveyor<'_> {
-    /// The row of a file, if it is worth one.
-    fn row(&mut self, path: &Path, deleted: bool, opened: &Opened, place: bool) -> Option<usize> {
-        if let Some((_, row)) = self.known.iter().find(|(stamp, _)| stamp.is_beneath(&opened.beneath)) {
-            return *row;
+    /// The rows of a file, or of the libraries in an APK, as far as they are worth any.
+    fn rows(&mut self, path: &Path, deleted: bool, opened: &Opened, place: bool) -> Vec<usize> {
+        if let Some((_, rows)) = self.known.iter().find(|(stamp, _)| stamp.is_beneath(&opened.beneath)) {
+            return rows.clone();
         }
-        let found = finder::examine(self.exclude, path, opened);
-        let row = match found.transpose() {
-            Some(found)
-                if place && found.is_err()
-                    || found.as_ref().map_or_else(|why| finder::worth_telling(path, why), Found::carries) =>
-            {
-                let abi = abi::of(&opened.file);
-                let row = Row { path: path.into(), deleted, abi, found, pids: Vec::new(), attached: false };
-                self.survey.rows.push(row);
-                Some(self.survey.rows.len() - 1)
+        let mut rows = Vec::new();
+        for Examined { path, part, found } in finder::examine(self.exclude, path, opened) {
+            let is_worth_it = place && found.is_err()
+                || found.as_ref().map_or_else(|why| finder::worth_telling(&path, why), Found::carries);
+            if is_worth_it {
+                let abi = abi::of(&opened.file, part.unwrap_or(super::whole(opened)));
+                rows.push(self.survey.rows.len());
+                self.survey.rows.push(Row {
+                    path,
+                    deleted,
+                    abi,
+                    found,
+                    pids: Vec::new(),
+                    attached: false,
+                    part,
+                });
             }
-            _ => None,
-        };
-        self.known.push((opened.beneath, row));
-        row
+        }
+        self.known.push((opened.beneath, rows.clone()));
+        rows
     }
 
     /// Takes note that process `pid` maps the file of `row`.
     fn used(&mut self, row: usize, proc: &Path, pid: u32, mapping: &Mapping) {
         let Some(row) = self.survey.rows.get_mut(row) else { return };
+        let end = mapping.offset.saturating_add(mapping.end - mapping.start);
+        let is_mapped = |part: Part| part.offset < end && mapping.offset < part.offset + part.length;
+        if !row.part.is_none_or(is_mapped) {
+            return;
+        }
         if row.pids.last() != Some(&pid) {
             row.pids.push(pid);
         }

@@ -7,6 +7,7 @@ mod admission;
 mod calls;
 mod clients;
 mod connections;
+mod copies;
 mod crowd;
 mod discovery;
 mod engines;
