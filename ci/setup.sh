@@ -172,6 +172,7 @@ case $profile in
     install "AOSP's BoringSSL and its tool, OpenSSL and ip, for the end-to-end tests" \
       android-boringssl android-libboringssl openssl iproute2
     install "programs that speak HTTP over OpenSSL, for the end-to-end tests" curl nghttp2-client nghttp2-server python3
+    install "the adb client, for the tests with the real adbd" adb
     install "Wireshark's dissectors, which read recordings in the tests" tshark
     command -v c++ >/dev/null || install "the C++ compiler that libFuzzer needs" g++
     need_browser

@@ -72,5 +72,6 @@ step "TLS for clients, a cargo feature" cargo test --locked -p plaintapd --featu
 step "device build: aarch64" bash ci/build-device.sh
 step "fuzzing, 5 s a target" bash ci/fuzz.sh 5
 step "end-to-end tests on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/test.sh
+step "the real adbd on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/adb.sh
 
 say "${green}all $done_steps steps passed in $SECONDS s$plain"

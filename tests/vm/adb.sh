@@ -152,7 +152,10 @@ start_machine() {
   guest=$last
   attach_cable "$root_device" && attach_cable "$shell_device" && attach_cable "$app_device" ||
     die "$machine: no adbd answers: $(tail -n 3 "$work/machine.json")"
-  inside 'setsid openssl s_server -accept 4433 -cert /etc/cert.pem -key /etc/key.pem -quiet </dev/null >/dev/null 2>&1 &'
+  # Its input must not end, as it would end each connection then.
+  inside 'setsid sh -c "tail -f /dev/null | openssl s_server -accept 4433 -cert /etc/cert.pem -key /etc/key.pem -quiet" \
+    </dev/null >/dev/null 2>&1 &'
+  until_true "$patience" inside 'netstat -ltn | grep -q :4433' || die "$machine: openssl s_server does not listen"
 }
 
 pushed_and_forwarded() {
@@ -200,6 +203,7 @@ cut_under_load() {
   [[ $(grep -c "connected again" "$work/forwarded.err") -ge 3 ]] || die "$machine: the forward was not cut three times"
   if grep -h "missed [0-9]" "$work/forwarded.err" "$work/direct.err"; then die "$machine: something was missed"; fi
   say "  cut three times under load, forwarded and direct: nothing lost of $((blocks * 4)) KiB"
+  # shellcheck disable=SC2016 # the guest's shell expands it
   inside 'kill $(pidof plaintapd)'
   until_true "$patience" agent_is_gone || die "$machine: plaintapd does not end"
 }
@@ -239,6 +243,7 @@ plaintap_adb() {
   pid=$last
   expect killed.err watching
   kill -KILL "$pid"
+  wait "$pid" 2>/dev/null || true
   background next "$plaintap" adb -s "$root_device" --agent dist/plaintapd-aarch64 --json --count 1
   pid=$last
   expect next.err watching
