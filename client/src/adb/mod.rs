@@ -98,7 +98,9 @@ pub enum Error {
     )]
     NoRoot(String, String),
     /// The program for the device is not there.
-    #[error("no {0} beside plaintap: copy it there, or name it with --agent FILE (bash ci/build-device.sh makes dist/{0})")]
+    #[error(
+        "no {0} beside plaintap: copy it there, or name it with --agent FILE (bash ci/build-device.sh makes dist/{0})"
+    )]
     NoAgent(String),
     /// The program for the device can't be read.
     #[error("can't read {0}")]
