@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Builds plaintapd for a device, as one static program: dist/plaintapd-ARCH.
+# Builds a program as one static file: dist/PROGRAM-ARCH.
 #
-#   bash ci/build-device.sh            aarch64: phones, tablets, most boards
-#   bash ci/build-device.sh x86_64     x86_64: emulators, Buildroot images for a PC
+#   bash ci/build-device.sh                     plaintapd for aarch64: phones, tablets, most boards
+#   bash ci/build-device.sh x86_64              plaintapd for x86_64: emulators, Buildroot images for a PC
+#   bash ci/build-device.sh x86_64 plaintap     plaintap, for any Linux computer
 #
 # musl's C library makes it run on Android's kernel as it is. Debian has no Rust library for musl, so cargo builds one
 # from its sources (rust-web-src), which also leaves out what `panic = "abort"` needs no more: 40 % of the size. zig
@@ -15,7 +16,10 @@ source "$(dirname "$0")/lib.sh"
 arch=${1:-aarch64}
 case $arch in aarch64 | x86_64) ;; *) die "can't build for '$arch': aarch64 or x86_64" 2 ;; esac
 
-# The budget that the agent has kept from its first version on.
+name=${2:-plaintapd}
+case $name in plaintapd | plaintap) ;; *) die "can't build '$name': plaintapd or plaintap" 2 ;; esac
+
+# The budget that the agent has kept on devices from its first version on.
 largest=$((1024 * 1024))
 zig_version=0.17.1
 triple=$arch-unknown-linux-musl
@@ -52,11 +56,11 @@ linker_variable=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$triple")_LINKER
 env -u RUSTFLAGS -u CARGO_BUILD_TARGET \
   CARGO_TARGET_DIR="$device" RUSTC=$device_rustc RUSTC_BOOTSTRAP=1 "$linker_variable=$linker" \
   CARGO_ENCODED_RUSTFLAGS="$(IFS=$'\x1f' && printf '%s' "${flags[*]}")" \
-  $device_cargo build --release --locked -Zbuild-std=std,panic_abort --target "$triple" -p plaintapd --bin plaintapd
+  $device_cargo build --release --locked -Zbuild-std=std,panic_abort --target "$triple" -p "$name" --bin "$name"
 
 mkdir -p dist
-program=dist/plaintapd-$arch
-cp "$device/$triple/release/plaintapd" "$program.new"
+program=dist/$name-$arch
+cp "$device/$triple/release/$name" "$program.new"
 mv "$program.new" "$program"
 
 # What it must be: for that CPU, asking for no loader and no library, without our paths, small.
@@ -77,4 +81,10 @@ told=$(timeout 20 "${run[@]}" "./$program" --version) || die "$program --version
 
 printf '%s: %s, static, %d bytes (%s MiB), says "%s"\n' "$program" "$machine" "$size" \
   "$(awk "BEGIN { printf \"%.2f\", $size / 1048576 }")" "$told"
-((size <= largest)) || die "$program has $size bytes, more than the $largest that are allowed"
+# Newer phones have pages of 16 KiB.
+if [[ $arch == aarch64 ]]; then
+  while read -r alignment; do
+    ((alignment % 16384 == 0)) || die "$program has a segment aligned to $alignment, which pages of 16 KiB can't hold"
+  done < <(readelf -lW "$program" | awk '$1 == "LOAD" { print $NF }')
+fi
+[[ $name/$arch != plaintapd/aarch64 ]] || ((size <= largest)) || die "$program has $size bytes, more than the $largest that are allowed"
