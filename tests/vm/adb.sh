@@ -73,7 +73,9 @@ inside() { timeout "$patience" adb -s "$root_device" shell "$@"; }
 background() {
   local name=$1
   shift
-  "$@" >"$work/$name.json" 2>"$work/$name.err" </dev/null &
+  # At once, and not when the process gets to it: what is there may be of an earlier one, and is waited for.
+  : >"$work/$name.json" 2>"$work/$name.err"
+  "$@" >>"$work/$name.json" 2>>"$work/$name.err" </dev/null &
   last=$!
   started+=("$last")
 }
