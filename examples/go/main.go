@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -75,7 +74,7 @@ func line(message []byte) string {
 	return fmt.Sprintf("unknown log_type=%d seq=%d", entry.LogType, entry.Seq)
 }
 
-// follow prints all that comes, until the agent ends the connection.
+// follow prints all that comes, until the agent ends. Another close is an error: 4008, for one, is "too slow".
 func follow(ctx context.Context, url string) error {
 	socket, _, err := websocket.Dial(ctx, url, nil)
 	if err != nil {
@@ -85,13 +84,17 @@ func follow(ctx context.Context, url string) error {
 	socket.SetReadLimit(maxMessage)
 	for {
 		kind, message, err := socket.Read(ctx)
-		if closed := (websocket.CloseError{}); errors.As(err, &closed) {
+		switch websocket.CloseStatus(err) {
+		case websocket.StatusNormalClosure, websocket.StatusGoingAway:
 			return nil
-		} else if err != nil {
+		}
+		if err != nil {
 			return err
 		}
 		if kind == websocket.MessageBinary {
-			fmt.Println(line(message))
+			if _, err := fmt.Println(line(message)); err != nil {
+				return err
+			}
 		}
 	}
 }

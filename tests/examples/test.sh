@@ -64,6 +64,29 @@ cargo clippy "${rust[@]}" --all-targets -- -D warnings
 cargo test "${rust[@]}"
 cargo build "${rust[@]}"
 
+heading "how a stream ends"
+"$python/python" tests/examples/closing.py >"$work/closing" 2>"$work/closing.err" &
+started+=("$!")
+until_true 20 test -s "$work/closing" || die "closing.py: $(cat "$work/closing.err")"
+ends="ws://127.0.0.1:$(cat "$work/closing")"
+# ends_right CLIENT...: whether it complains in one line of a cut and of "too slow", and of the agent's end not at all.
+ends_right() {
+  local code status wanted
+  for code in 0 1001 4008; do
+    status=0 wanted=$((code != 1001))
+    timeout 20 "$@" "$ends/$code" >"$work/out" 2>"$work/err" || status=$?
+    ((status == wanted && $(wc -l <"$work/out") == 1 && $(wc -l <"$work/err") == wanted)) ||
+      die "$* at an end with $code: status $status, $(cat "$work/out" "$work/err")"
+  done
+  status=0
+  timeout 20 "$@" "$ends/1001" >/dev/full 2>"$work/err" || status=$?
+  ((status == 1 && $(wc -l <"$work/err") == 1)) || die "$* with a full disk: status $status, $(cat "$work/err")"
+}
+ends_right "$work/go-client"
+ends_right "$python/python" examples/python/client.py
+ends_right node examples/javascript/client.js
+ends_right "$target/examples/rust/debug/plaintap-example-client"
+
 heading "side by side, at a live agent"
 gone() { ! kill -0 "$1" 2>/dev/null; }
 has() { grep -qE -e "$2" "$1"; }

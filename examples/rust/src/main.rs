@@ -5,11 +5,16 @@
 #[allow(clippy::enum_variant_names, reason = "generated")]
 mod ecaptureq;
 
-use std::{env, process::ExitCode};
+use std::{
+    env,
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use async_tungstenite::{
     smol::connect_async,
-    tungstenite::{Error, Message as Frame},
+    tungstenite::{Message as Frame, protocol::frame::coding::CloseCode},
 };
 use ecaptureq::{LogEntry, LogType, log_entry::Payload};
 use futures_lite::StreamExt;
@@ -72,12 +77,16 @@ fn line(message: &[u8]) -> String {
     }
 }
 
-/// Prints all that comes, until the agent ends the connection.
-async fn follow(url: &str) -> Result<(), Error> {
+/// Prints all that comes, until the agent ends. Another close is an error: 4008, for one, is "too slow".
+async fn follow(url: &str) -> Result<(), Box<dyn Error>> {
     let (mut socket, _) = connect_async(url).await?;
     while let Some(frame) = socket.next().await {
-        if let Frame::Binary(message) = frame? {
-            println!("{}", line(&message));
+        match frame? {
+            Frame::Binary(message) => writeln!(io::stdout(), "{}", line(&message))?,
+            Frame::Close(Some(close)) if !matches!(close.code, CloseCode::Normal | CloseCode::Away) => {
+                return Err(format!("closed: {close}").into());
+            }
+            _ => {}
         }
     }
     Ok(())
