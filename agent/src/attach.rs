@@ -32,6 +32,7 @@ use crate::{
     link::{self, Link, Message},
     memory, process,
     run::{Error, arguments, chain},
+    sockets,
     targets::Targets,
 };
 
@@ -45,8 +46,8 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
-    let Attached { mut capture, mut targets, finder } = start(args)?;
-    link.ready(capture.ring()?, capture.counters()?, capture.tails()?)?;
+    let Attached { mut capture, hooked, mut targets, finder } = start(args)?;
+    link.ready(hooked, capture.ring()?, capture.counters()?, capture.tails()?)?;
     let mut changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
     let stopped_by_signal = loop {
         let mut fds = vec![signals.as_fd(), link.as_fd()];
@@ -102,6 +103,8 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
 /// What is attached, and what finds more to attach.
 struct Attached {
     capture: Capture,
+    /// Whether connections' addresses come with their events.
+    hooked: bool,
     targets: Targets,
     /// What will find more; none where a person said what to watch.
     finder: Option<Finder>,
@@ -127,10 +130,14 @@ fn start(args: &Args) -> Result<Attached, Error> {
     if let Err(error) = capture.hook_ends() {
         log::warn!("a process id that is used again may be taken for its old process: {}", chain(&error));
     }
-    match capture.hook_sockets() {
+    let hook = capture.hook_sockets();
+    match &hook {
         Ok(SocketHook::Kprobe) => log::info!("addresses hook=kprobe"),
         Ok(SocketHook::Tracepoint) => log::info!("addresses hook=tracepoint"),
-        Err(error) => log::warn!("connections will have no addresses: {}", chain(&error)),
+        Err(error) => log::warn!(
+            "only programs with one TCP connection will have addresses, from their second event on: {}",
+            chain(error)
+        ),
     }
     allow_open_files();
     let mut targets = Targets::default();
@@ -151,7 +158,7 @@ fn start(args: &Args) -> Result<Attached, Error> {
     }
     memory::give_back();
     let scans = args.library.is_empty() && !args.no_scan;
-    Ok(Attached { capture, targets, finder: scans.then_some(finder) })
+    Ok(Attached { capture, hooked: hook.is_ok(), targets, finder: scans.then_some(finder) })
 }
 
 /// Each probe takes two file descriptors, and a target some 17 probes.
@@ -189,6 +196,12 @@ fn answer(capture: &mut Capture, targets: &mut Targets, link: &Link) -> Result<b
                 // By now the process id may stand for another.
                 if let Some(process) = process.filter(|_| capture.lives(program)) {
                     link.process(program, &process);
+                }
+            }
+            Ok(Some(Message::Where(program, connection_id))) => {
+                let look = sockets::look_up(Path::new("/proc"), program.pid);
+                if let Some(look) = look.filter(|_| capture.lives(program)) {
+                    link.socket(connection_id, look);
                 }
             }
             Ok(Some(_)) => {}

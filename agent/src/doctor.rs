@@ -63,7 +63,7 @@ pub fn examine(args: &DoctorArgs) -> Vec<Finding> {
     findings.push(match Path::new("/sys/kernel/btf/vmlinux").exists() {
         true => ok("BTF: the kernel describes its types"),
         false if btf::known_kernel() => ok("BTF: none, and a table of this kernel's offsets serves"),
-        false => warning("BTF: none, and this kernel's offsets are in no table: connections will have no addresses; it needs CONFIG_DEBUG_INFO_BTF"),
+        false => warning("BTF: none, and this kernel's offsets are in no table: only programs with one TCP connection will have addresses; it needs CONFIG_DEBUG_INFO_BTF"),
     });
     findings.push(jit(read("/proc/sys/net/core/bpf_jit_enable").as_deref()));
     findings.push(memlock(&release));
@@ -187,7 +187,10 @@ fn capture(survey: &Survey) -> Vec<Finding> {
         Ok(SocketHook::Tracepoint) => {
             ok("kprobes: none, and raw tracepoints tell the connections' addresses")
         }
-        Err(error) => warning(format!("kprobes: connections will have no addresses: {}", chain(&error))),
+        Err(error) => warning(format!(
+            "kprobes: only programs with one TCP connection will have addresses: {}",
+            chain(&error)
+        )),
     });
     findings.push(match capture.hook_ends() {
         Ok(()) => ok("raw tracepoints: they tell the ends of processes"),

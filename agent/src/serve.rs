@@ -45,10 +45,10 @@ pub fn run(
     account: Account,
 ) -> Result<(), Error> {
     let mut early = Vec::new();
-    let (ring, counters, tails) = loop {
+    let (ring, counters, tails, hooked) = loop {
         match link.receive()? {
             Some(Message::Log(line)) => early.push(line),
-            Some(Message::Ready { ring, counters, tails }) => break (ring, counters, tails),
+            Some(Message::Ready { ring, counters, tails, hooked }) => break (ring, counters, tails, hooked),
             // It has said itself why it can't go on.
             Some(Message::Stop) | None => return Ok(()),
             Some(_) => {}
@@ -77,14 +77,15 @@ pub fn run(
         for listener in listeners {
             server.listen(&executor, listener).map_err(Error::system("listen"))?;
         }
-        let flow = RefCell::new(Flow::default());
+        let flow = RefCell::new(Flow::new(!hooked));
         let mut drain = Drain {
             ring,
             nap: nap(args.ring_size.0),
             tails,
             link: &link,
             flow: &flow,
-            told_no_address: false,
+            // Where nothing watches sockets, there is no use in watching what engines write.
+            told_no_address: !hooked,
             server: &server,
             clock: Clock::now(),
             told: Losses::default(),
@@ -139,8 +140,9 @@ async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>) -> Result<()
             Ok(Some(Message::Process(program, process))) => {
                 flow.borrow_mut().processes.answer(program, process);
             }
+            Ok(Some(Message::Socket(connection_id, look))) => flow.borrow_mut().answer(connection_id, look),
             Ok(Some(Message::LogLevel(level))) => crate::log::set_level(level),
-            Ok(Some(Message::Ready { .. } | Message::Who(_) | Message::NoAddress)) => {}
+            Ok(Some(Message::Ready { .. } | Message::Who(_) | Message::Where(..) | Message::NoAddress)) => {}
             Ok(Some(Message::Stop) | None) => return Ok(()),
             Err(link::Error::System(Errno::EAGAIN)) => {
                 ready.readable().await.map_err(Error::system("watch the other half"))?;
@@ -237,6 +239,9 @@ impl Drain<'_> {
         let mut flow = self.flow.borrow_mut();
         for program in flow.processes.questions() {
             self.link.who(program);
+        }
+        for (program, connection_id) in flow.questions() {
+            self.link.whither(program, connection_id);
         }
         if flow.lacks_address && !self.told_no_address {
             self.told_no_address = self.link.no_address();

@@ -6,7 +6,7 @@
 pub mod btf;
 pub mod counters;
 pub mod filters;
-mod listeners;
+pub mod listeners;
 pub mod ring;
 mod shared;
 pub mod tails;
