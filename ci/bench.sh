@@ -87,6 +87,10 @@ capture() {
   say
   bench cost "$rounds" "$openssl" memory
   say
+  heading "### Each step of the probes, BoringSSL over memory"
+  say
+  bench steps "$rounds" "$boringssl" bpf/prebuilt/x86_64.o
+  say
   heading "### Loss by rate, default ring, BoringSSL over memory"
   say
   bench loss "$boringssl" 1000

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
 
 const USAGE: &str =
     "usage: plaintap-bench cost  AGENT LOAD CERTIFICATES ROUNDS LIBRARY memory|tcp [NAME=OBJECT]...
+       plaintap-bench steps AGENT LOAD CERTIFICATES ROUNDS LIBRARY OBJECT
        plaintap-bench loss  AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS
        plaintap-bench stream AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS";
 
@@ -48,6 +49,9 @@ fn run(arguments: Vec<String>) -> Result<()> {
             let rounds = rounds.parse().context(USAGE)?;
             let objects = objects.iter().map(|object| object.split_once('=').context(USAGE));
             cost::run(&paths, rounds, library, transport, &objects.collect::<Result<Vec<_>>>()?)
+        }
+        ("steps", [rounds, library, object]) => {
+            cost::steps(&paths, rounds.parse().context(USAGE)?, library, object)
         }
         ("loss", [library, milliseconds]) => loss::run(&paths, library, milliseconds.parse().context(USAGE)?),
         ("stream", [library, milliseconds]) => {

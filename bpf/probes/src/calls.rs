@@ -17,7 +17,9 @@ use plaintap_abi::{CLASSES, Counter, Header, MAX_PIECES, PIECE, PIECE_SHIFT, Rec
 use crate::{
     filter::{comm, settings, wanted},
     memory::{at_most, read_user, user_value},
-    state::{self, Call, Connection, Failure, RING, Tally, Thread, connection_or_new, count, note},
+    state::{
+        self, Call, Connection, Failure, RING, Tally, Thread, connection_or_new, count, current_life, note,
+    },
 };
 
 /// OpenSSL's `SSL_ctrl` command for a host name. Source: openssl, include/openssl/tls1.h and ssl.h.
@@ -161,7 +163,7 @@ fn try_leave(ctx: &RetProbeContext, kind: u8) -> Result<(), Failure> {
         return Err(Failure::NotOurs);
     }
     let written = kind == kind::WRITTEN;
-    let connection = connection_or_new(call.ssl)?;
+    let connection = connection_or_new(call.ssl, thread.life)?;
     let snaplen = settings().map_or(0, |settings| settings.snaplen);
     let kept = if moved > snaplen { snaplen } else { moved };
     let mut header = header(connection, kind);
@@ -185,7 +187,7 @@ fn try_host_name(ssl: u64, name: u64) -> Result<(), Failure> {
     if name == 0 || !settings().is_some_and(wanted) {
         return Err(Failure::NotOurs);
     }
-    let connection = connection_or_new(ssl)?;
+    let connection = connection_or_new(ssl, current_life())?;
     let mut entry =
         RING.reserve::<Record<{ CLASSES[0] }>>(0).ok_or(Failure::Counted(Counter::RingFullRecords))?;
     let record = entry.as_mut_ptr();
@@ -213,7 +215,7 @@ fn try_early_data_rejected(ssl: u64) -> Result<(), Failure> {
     if !settings().is_some_and(wanted) {
         return Err(Failure::NotOurs);
     }
-    let connection = connection_or_new(ssl)?;
+    let connection = connection_or_new(ssl, current_life())?;
     if connection.early_data_rejected != 0 {
         return Err(Failure::NotOurs);
     }
