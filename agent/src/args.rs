@@ -70,7 +70,7 @@ pub struct Args {
     /// clients at the same time (default: 64)
     #[argh(option, default = "MaxClients(64)", arg_name = "number")]
     pub max_clients: MaxClients,
-    /// the user that the half becomes that talks to clients (default: nobody, on Android the shell)
+    /// the user as whom clients are served (default: nobody, on Android the shell)
     #[argh(option, arg_name = "user")]
     pub user: Option<String>,
     /// a TLS library or a program that contains one; repeatable (default: what is in the usual places, and what processes
