@@ -81,11 +81,9 @@ impl Probes {
         let mut map: Array<_, [u64; size_of::<Settings>() / 8]> =
             ebpf.map_mut(names::SETTINGS).context("no settings")?.try_into()?;
         map.set(0, settings, 0)?;
-        for (name, functions) in [
-            ("ssl_write_return", &FUNCTIONS[..1]),
-            ("ssl_read_return", &FUNCTIONS[1..]),
-            ("ssl_call", &FUNCTIONS[..]),
-        ] {
+        for (name, functions) in
+            [("ssl_return", &FUNCTIONS[..]), ("ssl_write", &FUNCTIONS[..1]), ("ssl_read", &FUNCTIONS[1..])]
+        {
             let program: &mut UProbe = ebpf.program_mut(name).with_context(|| name.to_owned())?.try_into()?;
             program.load().with_context(|| format!("loading {name}"))?;
             for function in functions {

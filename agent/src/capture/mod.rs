@@ -319,10 +319,10 @@ fn replace<K: aya::Pod + Eq + std::hash::Hash>(
 /// The programs for a function's entry and return.
 fn programs(function: Function) -> (&'static str, Option<&'static str>) {
     match function {
-        Function::Read => ("ssl_call", Some("ssl_read_return")),
-        Function::Write => ("ssl_call", Some("ssl_write_return")),
-        Function::ReadEx => ("ssl_call_ex", Some("ssl_read_return")),
-        Function::WriteEx => ("ssl_call_ex", Some("ssl_write_return")),
+        Function::Read => ("ssl_read", Some("ssl_return")),
+        Function::Write => ("ssl_write", Some("ssl_return")),
+        Function::ReadEx => ("ssl_read_ex", Some("ssl_return")),
+        Function::WriteEx => ("ssl_write_ex", Some("ssl_return")),
         Function::DoHandshake => ("ssl_call", Some("ssl_handshake_return")),
         Function::Free => ("ssl_free", None),
         Function::Clear => ("ssl_clear", None),

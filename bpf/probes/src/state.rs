@@ -59,6 +59,8 @@ pub struct Call {
     pub length_at: u64,
     /// The user stack pointer that the return will show.
     pub stack: u64,
+    /// What the call's bytes are, one of [`kind`](plaintap_abi::kind).
+    pub kind: u64,
 }
 
 /// What one thread is doing. Only that thread touches it.
