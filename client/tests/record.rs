@@ -8,6 +8,8 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use harness::{Plaintap, Server, Session, event, heartbeat, log};
@@ -47,7 +49,7 @@ fn mode(path: &str) -> u32 {
 fn connect(note: &str) -> Session {
     let address = note.split("ws://").nth(1).unwrap().trim_end_matches('/');
     let stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     Session(tungstenite::client(format!("ws://{address}/"), stream).unwrap().0)
 }
 
@@ -179,6 +181,27 @@ fn full_files_are_followed_by_others_and_the_oldest_go() {
 }
 
 #[test]
+fn after_a_time_another_file_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let (record, mut session) = client(&["record", "-o", &name(&folder, "a.jsonl"), "--rotate-time", "1s"]);
+    let second = folder.path().join("a-0002.jsonl");
+    let began = Instant::now();
+    let mut seq = 0;
+    while !second.exists() {
+        assert!(began.elapsed() < Duration::from_secs(20), "no second file");
+        seq += 1;
+        session.send(&event(seq, "x"));
+        thread::sleep(Duration::from_millis(20));
+    }
+    record.signal("INT");
+    assert_eq!(record.done().code, Some(0));
+    // Every message is in one of them, in order.
+    let lines = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap().lines().count() as u64;
+    assert!(lines("a-0001.jsonl") > 0 && lines("a-0002.jsonl") > 0);
+    assert!(began.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
 fn ctrl_c_completes_a_recording_and_a_crash_leaves_all_that_came_before_a_pause() {
     for (signal, code) in [("INT", Some(0)), ("TERM", Some(0)), ("KILL", None)] {
         let folder = tempfile::tempdir().unwrap();
@@ -224,9 +247,9 @@ fn read_pb(path: impl AsRef<Path>) -> Vec<LogEntry> {
 }
 
 fn until(done: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while !done() {
-        assert!(std::time::Instant::now() < deadline);
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(5));
     }
 }
