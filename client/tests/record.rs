@@ -13,7 +13,7 @@ use std::{
 };
 
 use harness::{Plaintap, Server, Session, event, heartbeat, log};
-use plaintap_proto::{LogEntry, json};
+use plaintap_proto::{LogEntry, json, log_entry::Payload};
 use prost::Message as _;
 use tempfile::TempDir;
 use tungstenite::{Message, protocol::frame::coding::CloseCode};
@@ -74,6 +74,32 @@ fn inspect_shows_each_field_as_it_is_and_counts_kinds() {
     for part in [" messages, ", "event ", "heartbeat 2", "not understood 1", "message of an unknown kind 1"] {
         assert!(counts.contains(part), "{part}: {counts}");
     }
+    assert_eq!(done.code, Some(0));
+}
+
+#[test]
+fn inspect_shows_a_stream_of_a_server_that_knows_fewer_fields() {
+    let (inspect, mut session) = client(&["inspect", "--no-reconnect"]);
+    let mut entry = event(0, "GET / HTTP/1.1\r\n\r\n");
+    if let Some(Payload::EventPayload(event)) = &mut entry.payload {
+        (event.timestamp, event.r#type, event.length) = (1_754_144_170_123_456_789, 1, 18);
+        event.uuid = "7_7_curl_5_1_10.0.0.2:1-10.0.0.3:443".to_owned();
+    }
+    session.send(&entry);
+    session.close(CloseCode::Normal);
+    let done = inspect.done();
+    for part in [
+        "    timestamp: 1754144170123456789 (14:16:10.123Z)\n",
+        "    uuid: 7_7_curl_5_1_10.0.0.2:1-10.0.0.3:443\n",
+        "    src_ip: 10.0.0.2\n",
+        "    dst_port: 443\n",
+        "    type: 1 (HTTP/1 request)\n",
+        "    length: 18\n",
+        "    payload: 18 bytes\n      GET / HTTP/1.1\n",
+    ] {
+        assert!(done.stdout.contains(part), "{part}: {}", done.stdout);
+    }
+    assert!(!done.stdout.contains("seq") && !done.stdout.contains("unknown"), "{}", done.stdout);
     assert_eq!(done.code, Some(0));
 }
 
