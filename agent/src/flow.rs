@@ -129,6 +129,11 @@ impl Flow {
         std::mem::take(&mut self.questions)
     }
 
+    /// Forgets every connection and process.
+    pub fn forget(&mut self) {
+        *self = Self::new(self.searches);
+    }
+
     /// Takes in what was found out of a connection's addresses.
     pub fn answer(&mut self, connection_id: u64, look: Look) {
         self.connections.get_or_insert_with(connection_id, Connection::default).search.answer(look);

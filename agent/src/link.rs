@@ -1,7 +1,7 @@
 //! How the two halves speak to each other: fixed-size records over a socketpair.
 //!
-//! All that the serving half ever says is which program it wants looked up, or which connection's addresses, and that
-//! addresses are missing. The end of either process is the end of the link, which the other takes as its own.
+//! All that the serving half ever says is which program it wants looked up, or which connection's addresses, that
+//! addresses are missing, and whether there is anybody to capture for. The end of either process is the end of the link, which the other takes as its own.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -59,6 +59,10 @@ pub enum Message {
     Where(Program, u64),
     /// The answer, if there is one: the connection, and what its process had.
     Socket(u64, Look),
+    /// The serving half says whether there is anybody to capture for.
+    Wanted(bool),
+    /// Nothing more is captured: the ring holds the last of it.
+    Paused,
 }
 
 const LOG: u8 = 1;
@@ -70,6 +74,8 @@ const PROCESS: u8 = 6;
 const NO_ADDRESS: u8 = 7;
 const WHERE: u8 = 8;
 const SOCKET: u8 = 9;
+const WANTED: u8 = 10;
+const PAUSED: u8 = 11;
 
 /// A record's fields besides its kind.
 #[derive(Default)]
@@ -153,6 +159,16 @@ impl Link {
         let times = [connection_id, look.time_ns];
         let fields = Fields { times, text: &look.ends.to_string(), ..Fields::default() };
         let _ = self.send(SOCKET, fields, MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Says whether there is anybody to capture for.
+    pub fn wanted(&self, wanted: bool) -> Result<(), Error> {
+        self.send(WANTED, Fields { number: wanted.into(), ..Fields::default() }, MsgFlags::empty())
+    }
+
+    /// Says that nothing more is captured.
+    pub fn paused(&self) -> Result<(), Error> {
+        self.send(PAUSED, Fields::default(), MsgFlags::empty())
     }
 
     /// Says that a connection's address is not known; never waits, and tells whether it was said.
@@ -241,6 +257,8 @@ impl Link {
                 let process = Process { app: text, start_ns: second };
                 Ok(Some(Message::Process(program, process)))
             }
+            WANTED => Ok(Some(Message::Wanted(number != 0))),
+            PAUSED => Ok(Some(Message::Paused)),
             WHERE => Ok(Some(Message::Where(program, second))),
             SOCKET => {
                 let ends = text.parse().map_err(|()| Error::Malformed)?;

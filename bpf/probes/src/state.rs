@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use plaintap_abi::{Counter, Endpoints, MAX_NESTING, TAIL_WAYS, TAILS, Tail, tail_place};
 
-use crate::memory::at_most;
+use crate::{filter::settings, memory::at_most};
 
 /// The agent sets its size.
 #[map]
@@ -175,13 +175,20 @@ fn leave_tail(connection_id: u64, end: u64) {
     }
 }
 
-/// The current thread's state, if it was ever seen inside a call.
+/// The current thread's state, if it was seen inside a call since capturing began.
 #[inline(always)]
 pub fn thread() -> Option<&'static mut Thread> {
     let place = THREADS.get_ptr_mut(bpf_get_current_pid_tgid())?;
     // SAFETY: a map value is aligned and outlives the program's run; only this thread uses this one, and its programs
     // never interrupt one another.
-    Some(unsafe { &mut *place })
+    let thread = unsafe { &mut *place };
+    (thread.life >= epoch()).then_some(thread)
+}
+
+/// When capturing began.
+#[inline(always)]
+fn epoch() -> u64 {
+    settings().map_or(0, |settings| settings.epoch)
 }
 
 /// The current thread's state, made if there is none.
@@ -227,7 +234,8 @@ pub fn connection_or_new(ssl: u64, life: u64) -> Result<&'static mut Connection,
 pub fn current_life() -> u64 {
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: a map value is aligned and outlives the program's run.
-    ENDED.get_ptr(pid).map_or(0, |ended| unsafe { *ended })
+    let began = ENDED.get_ptr(pid).map_or(0, |ended| unsafe { *ended });
+    if began < epoch() { epoch() } else { began }
 }
 
 #[inline(never)]
