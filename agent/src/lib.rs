@@ -17,6 +17,7 @@ pub mod list;
 pub mod listen;
 pub mod log;
 pub mod memory;
+pub mod notify;
 pub mod privileges;
 pub mod process;
 pub mod recent;
