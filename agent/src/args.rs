@@ -113,10 +113,6 @@ pub struct Args {
     /// the kernel's buffer of events, a power of two, as 4M or 256K (default: 4M)
     #[argh(option, default = "RingSize(4 << 20)", arg_name = "size")]
     pub ring_size: RingSize,
-    /// memory for both, of 1M or more: the kernel's buffer gets the largest power of two that is no more than a quarter,
-    /// events on their way the rest
-    #[argh(option, arg_name = "size")]
-    pub memory_limit: Option<Size>,
     /// put probes in place only while a client is connected: a minute after the last one left they are gone, and so is what
     /// was kept for clients
     #[argh(switch)]
@@ -161,6 +157,8 @@ pub struct ListArgs {
     name = "doctor",
     example = "Check all, with another port:
   {command_name} --ecaptureq ws://127.0.0.1:9000/",
+    example = "Keep what somebody needs to know who is to help:
+  {command_name} --report /data/local/tmp/plaintapd-report.txt",
     note = "Each line is ok, warning or failure, and says what to do. The exit code is that of the first failure, as if
 plaintapd had been started.",
     error_code(0, "no failure"),
@@ -174,6 +172,10 @@ pub struct DoctorArgs {
     /// where clients will connect (default: ws://127.0.0.1:28257/)
     #[argh(option, arg_name = "url")]
     pub ecaptureq: Vec<Place>,
+    /// keep all of it in this new file too, with the list, the kernel's options and how its programs loaded: for somebody who
+    /// helps from afar. It names processes and files, and holds no payload
+    #[argh(option, arg_name = "file")]
+    pub report: Option<PathBuf>,
 }
 
 impl Args {
@@ -232,8 +234,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
 }
 
 /// Flags that are given once: the command line's stands before the file's.
-const ONCE: [&str; 14] = [
-    "--memory-limit",
+const ONCE: [&str; 13] = [
     "--linger",
     "--ecaptureq",
     "--tls-cert",
@@ -283,33 +284,7 @@ fn from_file(path: &Path) -> Result<Vec<String>, UsageError> {
 fn parse_flags(args: &[String]) -> Result<Parsed, UsageError> {
     let version = || Parsed::Print(format!("plaintapd {}\n", env!("CARGO_PKG_VERSION")));
     let run = |args: Args| if args.version { version() } else { Parsed::Run(args.into()) };
-    match parsed(&["plaintapd"], args, run)? {
-        Parsed::Run(mut run) => {
-            if let Some(Size(limit)) = run.memory_limit {
-                share_out(limit, &mut run, args)?;
-            }
-            Ok(Parsed::Run(run))
-        }
-        parsed => Ok(parsed),
-    }
-}
-
-/// The least that --memory-limit makes sense with: a ring that holds some of the largest pieces.
-const LEAST_MEMORY: usize = 1 << 20;
-
-/// Sizes the ring and the journal so that they take no more than `limit` bytes together.
-fn share_out(limit: usize, run: &mut Args, args: &[String]) -> Result<(), UsageError> {
-    if let Some(flag) = args.iter().find(|arg| ["--ring-size", "--journal-size"].contains(&arg.as_str())) {
-        return Err(UsageError(format!("--memory-limit sets what {flag} sets: give one of them")));
-    }
-    if limit < LEAST_MEMORY {
-        return Err(UsageError("--memory-limit must be 1M or more".to_owned()));
-    }
-    let ring = 1 << (limit / 4).ilog2();
-    run.journal_size = Size(limit - ring);
-    // No more than a quarter of what a size may be.
-    run.ring_size = RingSize(u32::try_from(ring).unwrap_or(u32::MAX >> 1));
-    Ok(())
+    parsed(&["plaintapd"], args, run)
 }
 
 fn parse_command<T: FromArgs>(
@@ -563,23 +538,6 @@ mod tests {
             assert!(size.parse::<Size>().is_err(), "{size}");
         }
         assert!("3M".parse::<RingSize>().is_err());
-    }
-
-    #[test]
-    fn a_memory_limit_is_shared_out_and_stands_alone() {
-        for (limit, ring, journal) in
-            [("8M", 2 << 20, 6 << 20), ("1M", 256 << 10, 768 << 10), ("7M", 1 << 20, 6 << 20)]
-        {
-            let Parsed::Run(args) = parsed(&["--memory-limit", limit]).unwrap() else { panic!("not a run") };
-            assert_eq!((args.ring_size, args.journal_size), (RingSize(ring), Size(journal)), "{limit}");
-        }
-        for wrong in [
-            &["--memory-limit=512K"][..],
-            &["--memory-limit=8M", "--ring-size=1M"],
-            &["--memory-limit=8M", "--journal-size", "1M"],
-        ] {
-            assert!(parsed(wrong).is_err_and(|error| error.0.contains("--memory-limit")), "{wrong:?}");
-        }
     }
 
     proptest::proptest! {

@@ -21,6 +21,7 @@ pub mod notify;
 pub mod privileges;
 pub mod process;
 pub mod recent;
+pub mod report;
 pub mod run;
 pub mod serve;
 pub mod server;
