@@ -33,6 +33,7 @@ use crate::{
     memory::{self, Sizes},
     process,
     run::{Error, arguments, chain},
+    service::Service,
     sockets,
     targets::Targets,
 };
@@ -48,7 +49,8 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
     let (mut half, finder, hooked) = Half::start(args, sizes, &link)?;
-    link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
+    let watchdog = half.service.watchdog();
+    link.ready(hooked, watchdog, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
     half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
     let stopped_by_signal = loop {
         let mut fds = vec![signals.as_fd(), link.as_fd()];
@@ -79,6 +81,7 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         }
     };
     if stopped_by_signal {
+        half.service.stopping();
         // Nothing more is captured, and what the ring holds still goes out. The probes go last, as that takes long.
         if let Err(error) = half.capture.pause() {
             log::debug!("{}", chain(&error));
@@ -111,6 +114,7 @@ struct Half<'a> {
     changes: Option<Changes>,
     /// Whether there is anybody to capture for.
     wanted: bool,
+    service: Service,
 }
 
 impl<'a> Half<'a> {
@@ -125,7 +129,9 @@ impl<'a> Half<'a> {
         let hooked = hook(&mut capture);
         allow_open_files();
         let targets = Targets::default();
-        let mut half = Self { args, link, capture, filters, targets, changes: None, wanted: !args.on_demand };
+        let wanted = !args.on_demand;
+        let service = Service::from_environment();
+        let mut half = Self { args, link, capture, filters, targets, changes: None, wanted, service };
         if args.on_demand {
             half.capture.pause()?;
             half.capture.unhook();
@@ -189,6 +195,7 @@ impl<'a> Half<'a> {
                         self.link.socket(connection_id, look);
                     }
                 }
+                Ok(Some(Message::Alive)) => self.service.alive(),
                 Ok(Some(Message::Wanted(true))) => {
                     if let Err(error) = self.begin() {
                         log::error!("can't capture: {}", chain(&error));
