@@ -31,9 +31,8 @@ use crate::{
     },
     link::{self, Link, Message},
     memory::{self, Sizes},
-    process,
+    notify, process,
     run::{Error, arguments, chain},
-    service::Service,
     sockets,
     targets::Targets,
 };
@@ -49,9 +48,10 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
     let (mut half, finder, hooked) = Half::start(args, sizes, &link)?;
-    let watchdog = half.service.watchdog();
-    link.ready(hooked, watchdog, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
+    link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
     half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
+    // Clients may connect: those that do so before the serving half is there are kept waiting by the kernel.
+    notify::tell("READY=1");
     let stopped_by_signal = loop {
         let mut fds = vec![signals.as_fd(), link.as_fd()];
         fds.extend(half.changes.as_ref().map(AsFd::as_fd));
@@ -67,6 +67,7 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
                 Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => half.reload(),
                 Ok(Some(signal)) => {
                     log::info!("ending: {}", signal_name(signal.ssi_signo));
+                    notify::tell("STOPPING=1");
                     break true;
                 }
                 // It is gone after all.
@@ -81,7 +82,6 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         }
     };
     if stopped_by_signal {
-        half.service.stopping();
         // Nothing more is captured, and what the ring holds still goes out. The probes go last, as that takes long.
         if let Err(error) = half.capture.pause() {
             log::debug!("{}", chain(&error));
@@ -114,7 +114,6 @@ struct Half<'a> {
     changes: Option<Changes>,
     /// Whether there is anybody to capture for.
     wanted: bool,
-    service: Service,
 }
 
 impl<'a> Half<'a> {
@@ -129,9 +128,7 @@ impl<'a> Half<'a> {
         let hooked = hook(&mut capture);
         allow_open_files();
         let targets = Targets::default();
-        let wanted = !args.on_demand;
-        let service = Service::from_environment();
-        let mut half = Self { args, link, capture, filters, targets, changes: None, wanted, service };
+        let mut half = Self { args, link, capture, filters, targets, changes: None, wanted: !args.on_demand };
         if args.on_demand {
             half.capture.pause()?;
             half.capture.unhook();
@@ -195,13 +192,14 @@ impl<'a> Half<'a> {
                         self.link.socket(connection_id, look);
                     }
                 }
-                Ok(Some(Message::Alive)) => self.service.alive(),
                 Ok(Some(Message::Wanted(true))) => {
                     if let Err(error) = self.begin() {
                         log::error!("can't capture: {}", chain(&error));
                     }
                 }
                 Ok(Some(Message::Wanted(false))) => self.end()?,
+                // So both halves are.
+                Ok(Some(Message::Alive)) => notify::tell("WATCHDOG=1"),
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(false),
                 Err(link::Error::System(Errno::EAGAIN)) => return Ok(true),

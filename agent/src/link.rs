@@ -6,7 +6,6 @@
 use std::{
     io::{IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    time::Duration,
 };
 
 use nix::{
@@ -45,8 +44,6 @@ pub enum Message {
         tails: OwnedFd,
         /// Whether a hook tells connections' addresses; else they are to be asked for.
         hooked: bool,
-        /// How often to say [`Alive`](Message::Alive) after the first time.
-        watchdog: Option<Duration>,
     },
     /// How much to log from now on, as `log::LevelFilter` numbers it.
     LogLevel(u32),
@@ -64,7 +61,7 @@ pub enum Message {
     Socket(u64, Look),
     /// The serving half says whether there is anybody to capture for.
     Wanted(bool),
-    /// The serving half does its work: clients can connect.
+    /// The serving half gives a sign of life.
     Alive,
     /// Nothing more is captured: the ring holds the last of it.
     Paused,
@@ -122,20 +119,16 @@ impl Link {
         let _ = self.send(LOG, Fields { text: line, ..Fields::default() }, MsgFlags::MSG_DONTWAIT);
     }
 
-    /// Says that the probes are in place, and hands over what they fill; `hooked` and `watchdog` as in
-    /// [`Message::Ready`].
+    /// Says that the probes are in place, and hands over what they fill; `hooked` as in [`Message::Ready`].
     pub fn ready(
         &self,
         hooked: bool,
-        watchdog: Option<Duration>,
         ring: BorrowedFd<'_>,
         counters: BorrowedFd<'_>,
         tails: BorrowedFd<'_>,
     ) -> Result<(), Error> {
         let fds = &[ring.as_raw_fd(), counters.as_raw_fd(), tails.as_raw_fd()];
-        let micros = watchdog.map_or(0, |every| u64::try_from(every.as_micros()).unwrap_or(u64::MAX));
-        let fields = Fields { number: hooked.into(), times: [micros, 0], fds, ..Fields::default() };
-        self.send(READY, fields, MsgFlags::empty())
+        self.send(READY, Fields { number: hooked.into(), fds, ..Fields::default() }, MsgFlags::empty())
     }
 
     /// Says how much to log.
@@ -176,7 +169,7 @@ impl Link {
         self.send(WANTED, Fields { number: wanted.into(), ..Fields::default() }, MsgFlags::empty())
     }
 
-    /// Says that the serving half does its work; never waits: the other half is busy, and so not alive.
+    /// Gives a sign of life; never waits.
     pub fn alive(&self) {
         let _ = self.send(ALIVE, Fields::default(), MsgFlags::MSG_DONTWAIT);
     }
@@ -260,8 +253,7 @@ impl Link {
             LOG => Ok(Some(Message::Log(text))),
             READY => match <[OwnedFd; 3]>::try_from(fds) {
                 Ok([ring, counters, tails]) => {
-                    let watchdog = (first > 0).then(|| Duration::from_micros(first));
-                    Ok(Some(Message::Ready { ring, counters, tails, hooked: number != 0, watchdog }))
+                    Ok(Some(Message::Ready { ring, counters, tails, hooked: number != 0 }))
                 }
                 Err(_) => Err(Error::Malformed),
             },
@@ -274,8 +266,8 @@ impl Link {
                 Ok(Some(Message::Process(program, process)))
             }
             WANTED => Ok(Some(Message::Wanted(number != 0))),
-            ALIVE => Ok(Some(Message::Alive)),
             PAUSED => Ok(Some(Message::Paused)),
+            ALIVE => Ok(Some(Message::Alive)),
             WHERE => Ok(Some(Message::Where(program, second))),
             SOCKET => {
                 let ends = text.parse().map_err(|()| Error::Malformed)?;
@@ -323,14 +315,8 @@ mod tests {
     fn descriptors_come_along_with_ready() {
         let (here, there) = Link::pair().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
-        let second = Some(Duration::from_secs(1));
-        here.ready(true, second, file.as_fd(), file.as_fd(), file.as_fd()).unwrap();
-        let message = there.receive();
-        assert!(
-            matches!(message, Ok(Some(Message::Ready { hooked: true, watchdog, .. })) if watchdog == second)
-        );
-        there.alive();
-        assert!(matches!(here.receive(), Ok(Some(Message::Alive))));
+        here.ready(true, file.as_fd(), file.as_fd(), file.as_fd()).unwrap();
+        assert!(matches!(there.receive(), Ok(Some(Message::Ready { hooked: true, .. }))));
     }
 
     #[test]

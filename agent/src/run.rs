@@ -5,6 +5,7 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -19,7 +20,7 @@ use crate::{
     listen::{self, Listener, Place},
     memory::{self, Sizes},
     privileges::{self, Account},
-    serve,
+    report, serve,
     server::{self, Gate, Tls, Token},
 };
 
@@ -62,6 +63,14 @@ pub enum Error {
     /// The serving half ended by itself.
     #[error("the serving half of plaintapd ended unexpectedly: {0}")]
     HalfGone(String),
+    /// The doctor's report can't be kept.
+    #[error("can't write {path:?}, which must be a new file")]
+    Report {
+        /// Where it was to go.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A system call failed that should not.
     #[error("can't {what}")]
     System {
@@ -92,7 +101,11 @@ impl Error {
             {
                 3
             }
-            Self::Listen(_) | Self::Link(_) | Self::HalfGone(_) | Self::System { .. } => 1,
+            Self::Listen(_)
+            | Self::Link(_)
+            | Self::HalfGone(_)
+            | Self::Report { .. }
+            | Self::System { .. } => 1,
         }
     }
 
@@ -147,9 +160,12 @@ fn run() -> Result<u8, Error> {
         Parsed::Print(text) => return print(&text),
         Parsed::List(args) => return print(&list::list(&args)),
         Parsed::Doctor(args) => {
-            let findings = doctor::examine(&args);
-            print(&doctor::report(&findings))?;
-            return Ok(doctor::exit_code(&findings));
+            let examined = doctor::examine(&args);
+            print(&doctor::report(&examined.findings))?;
+            if let Some(path) = args.report {
+                report::write(&path, &examined).map_err(|source| Error::Report { path, source })?;
+            }
+            return Ok(doctor::exit_code(&examined.findings));
         }
     };
     let sizes = Sizes::of(&args)?;

@@ -26,6 +26,7 @@ use crate::{
     link::{self, Link, Message},
     listen::Listener,
     memory::{self, Sizes},
+    notify,
     privileges::{self, Account},
     run::Error,
     server::{Gate, Server, Tls},
@@ -48,12 +49,10 @@ pub fn run(
     account: Account,
 ) -> Result<(), Error> {
     let mut early = Vec::new();
-    let (ring, counters, tails, hooked, watchdog) = loop {
+    let (ring, counters, tails, hooked) = loop {
         match link.receive()? {
             Some(Message::Log(line)) => early.push(line),
-            Some(Message::Ready { ring, counters, tails, hooked, watchdog }) => {
-                break (ring, counters, tails, hooked, watchdog);
-            }
+            Some(Message::Ready { ring, counters, tails, hooked }) => break (ring, counters, tails, hooked),
             // It has said itself why it can't go on.
             Some(Message::Stop) | None => return Ok(()),
             Some(_) => {}
@@ -105,9 +104,15 @@ pub fn run(
                 false => future::pending().await,
             }
         };
-        let follow = follow(&link, &server, &flow, &forget);
-        let asked = future::or(follow, future::or(demand, alive(&link, watchdog)));
-        future::or(drain.run(), asked).await?;
+        let alive = async {
+            let Some(pause) = notify::watchdog() else { return future::pending().await };
+            loop {
+                link.alive();
+                Timer::after(pause).await;
+            }
+        };
+        let follow = future::or(follow(&link, &server, &flow, &forget), alive);
+        future::or(drain.run(), future::or(follow, demand)).await?;
         // The probes are gone; this is the last of what they sent.
         while drain.slice() {}
         drain.tell_tails();
@@ -169,17 +174,6 @@ async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>, forget: &For
             }
             Err(error) => return Err(error.into()),
         }
-    }
-}
-
-/// Tells the other half that clients can connect, and again each time that a watchdog wants to hear it: from here, so that
-/// it is true of this thread and of what it waits for.
-async fn alive(link: &Link, watchdog: Option<Duration>) -> Result<(), Error> {
-    link.alive();
-    let Some(every) = watchdog else { return future::pending().await };
-    loop {
-        Timer::after(every).await;
-        link.alive();
     }
 }
 

@@ -39,10 +39,9 @@ impl Agent {
         Self::run(&mut command, "ws://127.0.0.1:0/", arguments)
     }
 
-    /// Starts an agent with these variables in its environment.
-    pub fn start_with(environment: &[(&str, String)], arguments: &[&str]) -> Result<Self> {
-        let variables = environment.iter().map(|(name, value)| (name, value));
-        Self::run(plaintapd()?.envs(variables), "ws://127.0.0.1:0/", arguments)
+    /// Starts an agent in an environment with these variables more.
+    pub fn start_with(variables: &[(&str, &str)], arguments: &[&str]) -> Result<Self> {
+        Self::run(plaintapd()?.envs(variables.iter().copied()), "ws://127.0.0.1:0/", arguments)
     }
 
     /// Starts an agent at the address that `url` gives.
