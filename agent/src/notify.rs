@@ -1,11 +1,12 @@
 //! What a service manager is told that asks for it: that we are ready, alive, ending. Source: sd_notify(3).
 
+#[cfg(target_os = "android")]
+use std::os::android::net::SocketAddrExt;
+#[cfg(not(target_os = "android"))]
+use std::os::linux::net::SocketAddrExt;
 use std::{
     env, io,
-    os::{
-        linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixDatagram},
-    },
+    os::unix::net::{SocketAddr, UnixDatagram},
     time::Duration,
 };
 

@@ -29,5 +29,6 @@ mod recordings;
 mod refusals;
 mod resume;
 mod rubbish;
+mod service;
 mod slow_clients;
 mod trust;
