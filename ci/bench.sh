@@ -3,10 +3,11 @@
 #
 #   bash ci/bench.sh capture    per SSL_write and SSL_read, beside no probe and an empty one; then where the ring overflows
 #   bash ci/bench.sh stream     what 1, 8 and 64 clients get at most, how late, and what that costs the agent
+#   bash ci/bench.sh client     how fast plaintap takes 1 GB of stream, and in how much memory
 #   bash ci/bench.sh idle       memory, wakeups and CPU time of plaintapd when nothing happens
 #
 # ROUNDS (7) is how often each case has its turn; MILLISECONDS (5000) how long a stream's latency is measured, and a sixth of its rest;
-# PLAINTAP_BIN_DIR names the folder of a built plaintapd.
+# BYTES (1000000000) is how much client is sent. PLAINTAP_BIN_DIR names the folder of a built plaintapd and plaintap.
 set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -15,7 +16,7 @@ usage() {
   sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2
 }
-[[ $# == 1 && ($1 == capture || $1 == stream || $1 == idle) ]] || usage
+[[ $# == 1 && ($1 == capture || $1 == stream || $1 == client || $1 == idle) ]] || usage
 ((EUID == 0)) || die "plaintapd loads eBPF programs: run this as root" 3
 
 libraries=/usr/lib/x86_64-linux-gnu
@@ -87,6 +88,10 @@ capture() {
   say
   bench cost "$rounds" "$openssl" memory
   say
+  heading "### Each step of the probes, BoringSSL over memory"
+  say
+  bench steps "$rounds" "$boringssl" bpf/prebuilt/x86_64.o
+  say
   heading "### Loss by rate, default ring, BoringSSL over memory"
   say
   bench loss "$boringssl" 1000
@@ -99,6 +104,43 @@ switches() { cat /proc/"$1"/task/*/status | awk '/^voluntary_ctxt_switches/ { su
 
 # cpu PID: nanoseconds that a process's threads have run.
 cpu() { cat /proc/"$1"/task/*/schedstat | awk '{ sum += $1 } END { printf "%.0f\n", sum }'; }
+
+# took PID FILE: waits for the process's end, and leaves in FILE its peak memory in KiB after each fifth of a second.
+took() {
+  while status "$1" VmHWM 2>/dev/null; do sleep 0.2; done | sed '/^$/d' >"$2"
+}
+
+client() {
+  local bytes=${BYTES:-1000000000} size command start url seconds peaks=$work/peaks
+  cargo build --quiet --release --locked -p plaintap-bench
+  "$target/release/plaintap-bench" recording "$work/stream.pb" "$bytes"
+  size=$(stat -c %s "$work/stream.pb")
+  about
+  say "| plaintap | MB of stream | seconds | MB/s | peak MiB, first half | peak MiB | written MB |"
+  say "|---|---:|---:|---:|---:|---:|---:|"
+  for command in "watch --json" "watch" "inspect --compact" "record -o out.pb" "record -o out.jsonl" \
+    "record -o out.pcapng" "record -o out.har"; do
+    : >"$work/replay"
+    "$PLAINTAP_BIN_DIR/plaintap" replay "$work/stream.pb" --speed max --once --listen ws://127.0.0.1:0/ 2>"$work/replay" &
+    agent_pid=$!
+    until_true 20 grep -q 'ws://' "$work/replay" || die "plaintap replay does not listen: $(cat "$work/replay")"
+    url=$(grep -o 'ws://[^ ]*' "$work/replay" | head -n 1)
+    start=$(date +%s%N)
+    # shellcheck disable=SC2086 # the words of a command
+    (cd "$work" && exec "$PLAINTAP_BIN_DIR/plaintap" $command --no-reconnect "$url" >"$work/out.text" 2>"$work/notes") &
+    local pid=$!
+    took "$pid" "$peaks"
+    wait "$pid" || die "plaintap $command failed: $(tail -n 1 "$work/notes")"
+    seconds=$((($(date +%s%N) - start) / 1000000))
+    wait "$agent_pid" || die "plaintap replay failed: $(tail -n 1 "$work/replay")"
+    agent_pid=
+    awk -v command="$command" -v size="$size" -v ms="$seconds" -v out="$(cat "$work"/out.* | wc -c)" '
+      { peak[NR] = $1 }
+      END { printf "| %s | %.0f | %.1f | %.0f | %.1f | %.1f | %.0f |\n", command, size / 1e6, ms / 1e3, size / 1e3 / ms,
+        peak[int((NR + 1) / 2)] / 1024, peak[NR] / 1024, out / 1e6 }' "$peaks"
+    rm -f "$work"/out.*
+  done
+}
 
 idle() {
   local seconds=${SECONDS_IDLE:-30} half pid child before=() ran=() forks names=(attaching serving) pids

@@ -175,6 +175,7 @@ case $profile in
     install "the adb client, for the tests with the real adbd" adb
     install "Wireshark's dissectors, which read recordings in the tests" tshark
     command -v c++ >/dev/null || install "the C++ compiler that libFuzzer needs" g++
+    need_packages tests/programs "programs that the end-to-end tests talk through, and HAR's schema"
     need_browser
     need_languages
     need_venv tests/copies/requirements.txt "$target/copies" "tests with copies of TLS code that programs bring"

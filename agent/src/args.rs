@@ -28,6 +28,8 @@ use crate::{listen::Place, server::tls};
   {command_name} --library /opt/app/lib/libssl.so",
     example = "Serve adb forward tcp:28257 localabstract:plaintap, and whoever knows the token over USB:
   {command_name} --ecaptureq ws+unix:@plaintap --ecaptureq ws://usb0:28257/ --token-file /data/local/token",
+    example = "As a service: nothing in place while nobody watches:
+  {command_name} --on-demand --config /etc/plaintapd.conf",
     example = "Watch all but what one folder holds:
   {command_name} --exclude '/opt/quiet/*'",
     example = "What there is to capture, and whether this device is fit for it:
@@ -70,7 +72,7 @@ pub struct Args {
     /// clients at the same time (default: 64)
     #[argh(option, default = "MaxClients(64)", arg_name = "number")]
     pub max_clients: MaxClients,
-    /// the user that the half becomes that talks to clients (default: nobody, on Android the shell)
+    /// the user as whom clients are served (default: nobody, on Android the shell)
     #[argh(option, arg_name = "user")]
     pub user: Option<String>,
     /// a TLS library or a program that contains one; repeatable (default: what is in the usual places, and what processes
@@ -111,6 +113,13 @@ pub struct Args {
     /// the kernel's buffer of events, a power of two, as 4M or 256K (default: 4M)
     #[argh(option, default = "RingSize(4 << 20)", arg_name = "size")]
     pub ring_size: RingSize,
+    /// put probes in place only while a client is connected: a minute after the last one left they are gone, and so is what
+    /// was kept for clients
+    #[argh(switch)]
+    pub on_demand: bool,
+    /// with --on-demand, seconds that it stays ready after the last client left (default: 60)
+    #[argh(option, default = "60", arg_name = "seconds")]
+    pub linger: u32,
     /// how much to log: error, warn, info, debug or trace (default: info)
     #[argh(option, default = "::log::LevelFilter::Info", arg_name = "level")]
     pub log_level: ::log::LevelFilter,
@@ -219,7 +228,8 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
 }
 
 /// Flags that are given once: the command line's stands before the file's.
-const ONCE: [&str; 12] = [
+const ONCE: [&str; 13] = [
+    "--linger",
     "--ecaptureq",
     "--tls-cert",
     "--tls-key",

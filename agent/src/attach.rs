@@ -32,6 +32,7 @@ use crate::{
     link::{self, Link, Message},
     memory, process,
     run::{Error, arguments, chain},
+    sockets,
     targets::Targets,
 };
 
@@ -45,17 +46,22 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
-    let Attached { mut capture, mut targets, finder } = start(args)?;
-    link.ready(capture.ring()?, capture.counters()?, capture.tails()?)?;
-    let mut changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
+    let (mut half, finder, hooked) = Half::start(args, &link)?;
+    link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
+    half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
     let stopped_by_signal = loop {
         let mut fds = vec![signals.as_fd(), link.as_fd()];
-        fds.extend(changes.as_ref().map(AsFd::as_fd));
+        fds.extend(half.changes.as_ref().map(AsFd::as_fd));
         // What is still to be done waits for nobody, and lets everybody else in between.
-        let ready = wait(&fds, (!targets.is_idle()).then(Instant::now))?;
+        let ready = wait(&fds, (!half.targets.is_idle()).then(Instant::now))?;
+        if ready.get(2) == Some(&true)
+            && let Some(change) = half.changes.as_mut().and_then(Changes::take)
+        {
+            half.targets.push(change);
+        }
         if ready[0] {
             match signals.read_signal() {
-                Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => reload(&mut capture, &link),
+                Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => half.reload(),
                 Ok(Some(signal)) => {
                     log::info!("ending: {}", signal_name(signal.ssi_signo));
                     break true;
@@ -64,29 +70,23 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
                 Ok(None) | Err(_) => {}
             }
         }
-        if ready[1] && !answer(&mut capture, &mut targets, &link)? {
+        if ready[1] && !half.answer()? {
             break false;
         }
-        if ready.get(2) == Some(&true)
-            && let Some(change) = changes.as_mut().and_then(Changes::take)
-        {
-            targets.push(change);
-        }
-        if let Err(error) = targets.step(&mut capture) {
+        if let Err(error) = half.targets.step(&mut half.capture) {
             log::warn!("not attached: {}", chain(&error));
         }
     };
     if stopped_by_signal {
         // Nothing more is captured, and what the ring holds still goes out. The probes go last, as that takes long.
-        if let Err(error) = capture.pause() {
+        if let Err(error) = half.capture.pause() {
             log::debug!("{}", chain(&error));
         }
         if link.stop().is_ok() {
             let deadline = Instant::now() + FAREWELL;
             while Instant::now() < deadline
-                && (!wait(&[link.as_fd()], Some(deadline))?[0] || answer(&mut capture, &mut targets, &link)?)
-            {
-            }
+                && (!wait(&[link.as_fd()], Some(deadline))?[0] || half.answer()?)
+            {}
         }
         let _ = kill(child, Signal::SIGKILL);
         let _ = waitpid(child, None);
@@ -99,59 +99,165 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     }
 }
 
-/// What is attached, and what finds more to attach.
-struct Attached {
+/// What this half keeps.
+struct Half<'a> {
+    args: &'a Args,
+    link: &'a Link,
     capture: Capture,
+    filters: Filters,
     targets: Targets,
-    /// What will find more; none where a person said what to watch.
-    finder: Option<Finder>,
+    /// What finds more to attach to; none where a person said what to watch, and while nobody is to be captured for.
+    changes: Option<Changes>,
+    /// Whether there is anybody to capture for.
+    wanted: bool,
 }
 
-/// Loads the programs and attaches them to all that is to be watched from the start.
-fn start(args: &Args) -> Result<Attached, Error> {
+impl<'a> Half<'a> {
+    /// Loads the programs and attaches them to all that is to be watched from the start. What will find more, if anything is
+    /// to, comes along, and whether connections' addresses come with their events.
+    fn start(args: &'a Args, link: &'a Link) -> Result<(Self, Option<Finder>, bool), Error> {
+        let (found, finder) = find(args)?;
+        let filters = Filters::new(args)?;
+        let mut capture = Capture::load(args.ring_size.0, &filters)?;
+        // Not before: what can't start at all says so in one line.
+        log::info!("plaintapd version={} pid={}", env!("CARGO_PKG_VERSION"), std::process::id());
+        let hooked = hook(&mut capture);
+        allow_open_files();
+        let targets = Targets::default();
+        let mut half = Self { args, link, capture, filters, targets, changes: None, wanted: !args.on_demand };
+        if args.on_demand {
+            half.capture.pause()?;
+            half.capture.unhook();
+            log::info!("on demand: probes are put in place when a client connects");
+            return Ok((half, None, hooked));
+        }
+        found.into_iter().for_each(|change| half.targets.push(change));
+        let mut failed = None;
+        while !half.targets.is_idle() {
+            if let Err(error) = half.targets.step(&mut half.capture) {
+                // What a person named must work; of what a scan found, whatever works is welcome.
+                if !args.library.is_empty() {
+                    return Err(error.into());
+                }
+                log::warn!("not attached: {}", chain(&error));
+                failed = Some(error);
+            }
+        }
+        if let Some(error) = failed.filter(|_| half.targets.attached() == 0) {
+            return Err(error.into());
+        }
+        memory::give_back();
+        Ok((half, finder, hooked))
+    }
+
+    /// Reads the command line and its config file again, and takes over what may change while we run.
+    fn reload(&mut self) {
+        let mut changed = || {
+            let Parsed::Run(args) = args::parse(arguments())? else { return Ok(()) };
+            let filters = Filters::new(&args)?;
+            if self.wanted {
+                self.capture.set_filters(&filters)?;
+            }
+            self.filters = filters;
+            log::set_max_level(args.log_level);
+            self.link.log_level(args.log_level as u32)?;
+            Ok::<(), Error>(())
+        };
+        // What was wrong changes nothing.
+        match changed() {
+            Ok(()) => log::info!("filters and log level were read again"),
+            Err(error) => log::error!("nothing was changed: {}", chain(&error)),
+        }
+    }
+
+    /// Answers what the serving half asks; tells whether it is still there.
+    fn answer(&mut self) -> Result<bool, Error> {
+        loop {
+            match self.link.try_receive() {
+                Ok(Some(Message::NoAddress)) => self.targets.want_engines(),
+                Ok(Some(Message::Who(program))) => {
+                    let process = process::look_up(Path::new("/proc"), program.pid);
+                    // By now the process id may stand for another.
+                    if let Some(process) = process.filter(|_| self.capture.lives(program)) {
+                        self.link.process(program, &process);
+                    }
+                }
+                Ok(Some(Message::Where(program, connection_id))) => {
+                    let look = sockets::look_up(Path::new("/proc"), program.pid);
+                    if let Some(look) = look.filter(|_| self.capture.lives(program)) {
+                        self.link.socket(connection_id, look);
+                    }
+                }
+                Ok(Some(Message::Wanted(true))) => {
+                    if let Err(error) = self.begin() {
+                        log::error!("can't capture: {}", chain(&error));
+                    }
+                }
+                Ok(Some(Message::Wanted(false))) => self.end()?,
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(false),
+                Err(link::Error::System(Errno::EAGAIN)) => return Ok(true),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Captures, after a time without anybody to capture for. The probes are put in place in steps that follow.
+    fn begin(&mut self) -> Result<(), Error> {
+        self.wanted = true;
+        let (found, finder) = find(self.args)?;
+        self.capture.begin_anew()?;
+        hook(&mut self.capture);
+        self.capture.set_filters(&self.filters)?;
+        found.into_iter().for_each(|change| self.targets.push(change));
+        self.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
+        Ok(())
+    }
+
+    /// Captures nothing more, at once, and takes everything off in steps that follow.
+    fn end(&mut self) -> Result<(), Error> {
+        self.wanted = false;
+        self.changes = None;
+        if let Err(error) = self.capture.pause() {
+            log::error!("{}", chain(&error));
+        }
+        self.capture.unhook();
+        self.targets.clear();
+        Ok(self.link.paused()?)
+    }
+}
+
+/// What is there to be attached, and what will find more; none where a person said what to watch.
+fn find(args: &Args) -> Result<(Vec<Change>, Option<Finder>), Error> {
+    if !args.library.is_empty() {
+        let named = discover::named(&args.library)?;
+        return Ok((named.into_iter().map(Change::Attach).collect(), None));
+    }
     let mut found = Vec::new();
     let mut finder = Finder::new(&args.exclude);
-    if args.library.is_empty() {
-        finder.places(&mut |change| found.push(change));
-        if args.no_scan
-            && !found.iter().any(|change| matches!(change, Change::Attach(target) if target.found.carries()))
-        {
-            return Err(discover::Error::Nothing.into());
-        }
-    } else {
-        found.extend(discover::named(&args.library)?.into_iter().map(Change::Attach));
+    finder.places(&mut |change| found.push(change));
+    let carries = |change: &Change| matches!(change, Change::Attach(target) if target.found.carries());
+    if args.no_scan && !found.iter().any(carries) {
+        return Err(discover::Error::Nothing.into());
     }
-    let mut capture = Capture::load(args.ring_size.0, &Filters::new(args)?)?;
-    // Not before: what can't start at all says so in one line.
-    log::info!("plaintapd version={} pid={}", env!("CARGO_PKG_VERSION"), std::process::id());
+    Ok((found, (!args.no_scan).then_some(finder)))
+}
+
+/// Puts the programs on what tells the ends of processes and the addresses of connections; whether those come with events.
+fn hook(capture: &mut Capture) -> bool {
     if let Err(error) = capture.hook_ends() {
         log::warn!("a process id that is used again may be taken for its old process: {}", chain(&error));
     }
-    match capture.hook_sockets() {
+    let hook = capture.hook_sockets();
+    match &hook {
         Ok(SocketHook::Kprobe) => log::info!("addresses hook=kprobe"),
         Ok(SocketHook::Tracepoint) => log::info!("addresses hook=tracepoint"),
-        Err(error) => log::warn!("connections will have no addresses: {}", chain(&error)),
+        Err(error) => log::warn!(
+            "only programs with one TCP connection will have addresses, from their second event on: {}",
+            chain(error)
+        ),
     }
-    allow_open_files();
-    let mut targets = Targets::default();
-    found.into_iter().for_each(|change| targets.push(change));
-    let mut failed = None;
-    while !targets.is_idle() {
-        if let Err(error) = targets.step(&mut capture) {
-            // What a person named must work; of what a scan found, whatever works is welcome.
-            if !args.library.is_empty() {
-                return Err(error.into());
-            }
-            log::warn!("not attached: {}", chain(&error));
-            failed = Some(error);
-        }
-    }
-    if let Some(error) = failed.filter(|_| targets.attached() == 0) {
-        return Err(error.into());
-    }
-    memory::give_back();
-    let scans = args.library.is_empty() && !args.no_scan;
-    Ok(Attached { capture, targets, finder: scans.then_some(finder) })
+    hook.is_ok()
 }
 
 /// Each probe takes two file descriptors, and a target some 17 probes.
@@ -160,42 +266,6 @@ fn allow_open_files() {
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
     {
         log::debug!("can't raise RLIMIT_NOFILE: {error}");
-    }
-}
-
-/// Reads the command line and its config file again, and takes over what may change while we run.
-fn reload(capture: &mut Capture, link: &Link) {
-    let mut changed = || {
-        let Parsed::Run(args) = args::parse(arguments())? else { return Ok(()) };
-        capture.set_filters(&Filters::new(&args)?)?;
-        log::set_max_level(args.log_level);
-        link.log_level(args.log_level as u32)?;
-        Ok::<(), Error>(())
-    };
-    // What was wrong changes nothing.
-    match changed() {
-        Ok(()) => log::info!("filters and log level were read again"),
-        Err(error) => log::error!("nothing was changed: {}", chain(&error)),
-    }
-}
-
-/// Answers what the serving half asks; tells whether it is still there.
-fn answer(capture: &mut Capture, targets: &mut Targets, link: &Link) -> Result<bool, Error> {
-    loop {
-        match link.try_receive() {
-            Ok(Some(Message::NoAddress)) => targets.want_engines(),
-            Ok(Some(Message::Who(program))) => {
-                let process = process::look_up(Path::new("/proc"), program.pid);
-                // By now the process id may stand for another.
-                if let Some(process) = process.filter(|_| capture.lives(program)) {
-                    link.process(program, &process);
-                }
-            }
-            Ok(Some(_)) => {}
-            Ok(None) => return Ok(false),
-            Err(link::Error::System(Errno::EAGAIN)) => return Ok(true),
-            Err(error) => return Err(error.into()),
-        }
     }
 }
 

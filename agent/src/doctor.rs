@@ -63,7 +63,7 @@ pub fn examine(args: &DoctorArgs) -> Vec<Finding> {
     findings.push(match Path::new("/sys/kernel/btf/vmlinux").exists() {
         true => ok("BTF: the kernel describes its types"),
         false if btf::known_kernel() => ok("BTF: none, and a table of this kernel's offsets serves"),
-        false => warning("BTF: none, and this kernel's offsets are in no table: connections will have no addresses; it needs CONFIG_DEBUG_INFO_BTF"),
+        false => warning("BTF: none, and this kernel's offsets are in no table: only programs with one TCP connection will have addresses; it needs CONFIG_DEBUG_INFO_BTF"),
     });
     findings.push(jit(read("/proc/sys/net/core/bpf_jit_enable").as_deref()));
     findings.push(memlock(&release));
@@ -108,7 +108,8 @@ pub fn report(findings: &[Finding]) -> String {
     let count = |wanted: fn(&Level) -> bool| findings.iter().filter(|finding| wanted(&finding.level)).count();
     let failures = count(|level| matches!(level, Level::Failure(_)));
     let warnings = count(|level| *level == Level::Warning);
-    let _ = writeln!(text, "{failures} failures, {warnings} warnings");
+    let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let _ = writeln!(text, "{}, {}", counted(failures, "failure"), counted(warnings, "warning"));
     text
 }
 
@@ -159,7 +160,10 @@ fn security() -> Vec<Finding> {
     let domain = read("/proc/self/attr/current").unwrap_or_default();
     let domain = domain.trim_end_matches('\0');
     let selinux = match read("/sys/fs/selinux/enforce").as_deref() {
-        None => ok("SELinux: not in use, or not to be read"),
+        None if Path::new("/sys/fs/selinux").exists() => {
+            warning("SELinux: in use, and its mode is not to be read by this user; root reads it")
+        }
+        None => ok("SELinux: not in use"),
         Some("0") => ok(format!("SELinux: permissive, domain {domain}")),
         Some(_) => ok(format!(
             "SELinux: enforcing, domain {domain}; a domain that may not use eBPF shows as a failure below"
@@ -170,7 +174,7 @@ fn security() -> Vec<Finding> {
             "lockdown: confidentiality keeps eBPF from reading memory: boot with lockdown=integrity or without it",
         ),
         Some(_) => ok("lockdown: lets eBPF read memory"),
-        None => ok("lockdown: not in use, or not to be read"),
+        None => ok("lockdown: not in use, or securityfs is not mounted"),
     };
     vec![selinux, lockdown]
 }
@@ -187,7 +191,10 @@ fn capture(survey: &Survey) -> Vec<Finding> {
         Ok(SocketHook::Tracepoint) => {
             ok("kprobes: none, and raw tracepoints tell the connections' addresses")
         }
-        Err(error) => warning(format!("kprobes: connections will have no addresses: {}", chain(&error))),
+        Err(error) => warning(format!(
+            "kprobes: only programs with one TCP connection will have addresses: {}",
+            chain(&error)
+        )),
     });
     findings.push(match capture.hook_ends() {
         Ok(()) => ok("raw tracepoints: they tell the ends of processes"),
@@ -263,12 +270,7 @@ fn libraries(survey: &Survey) -> Vec<Finding> {
             findings.push(warning(format!("not captured: {}", chain(error))));
         }
     }
-    if survey.unreadable > 0 {
-        let Survey { processes, unreadable, .. } = survey;
-        findings.push(warning(format!(
-            "{unreadable} of {processes} processes can't be looked into by this user; root sees them"
-        )));
-    }
+    findings.extend(survey.hidden().map(warning));
     findings
 }
 
@@ -290,7 +292,7 @@ mod tests {
         let report = report(&findings);
         assert_eq!(report.lines().next(), Some("ok       a"));
         assert_eq!(report.lines().nth(1), Some("failure  it fails"));
-        assert_eq!(report.lines().last(), Some("2 failures, 1 warnings"));
+        assert_eq!(report.lines().last(), Some("2 failures, 1 warning"));
     }
 
     #[test]

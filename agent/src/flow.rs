@@ -6,6 +6,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -18,11 +19,14 @@ use crate::{
     classify::Classifier,
     process::{Processes, Program},
     recent::Recent,
+    sockets::{Ends, Look, Search},
     stream::Subject,
 };
 
 /// Connections remembered for certain: as many as the kernel side's own map holds.
 const CONNECTIONS: usize = 8192;
+/// Questions about addresses on their way; more are asked at later events.
+const MAX_QUESTIONS: usize = 256;
 
 /// What all records of a connection have shown.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +35,8 @@ struct Connection {
     /// Where the next payload should start, read and written: in bytes, those aside that the snap length kept out.
     next: [u64; 2],
     server_name: String,
+    /// Where its addresses must be looked up.
+    search: Search,
     /// What clients choose it by, since its first event.
     subject: Option<Rc<Subject>>,
 }
@@ -43,6 +49,10 @@ pub struct Flow {
     pub processes: Processes,
     /// Whether there was a connection without an address.
     pub lacks_address: bool,
+    /// Whether addresses are to be looked up.
+    searches: bool,
+    /// Connections to look up the addresses of, and whose they are.
+    questions: Vec<(Program, u64)>,
 }
 
 /// What a record comes to.
@@ -102,13 +112,33 @@ impl Clock {
     }
 }
 
-impl Default for Flow {
-    fn default() -> Self {
-        Self { connections: Recent::new(CONNECTIONS), processes: Processes::default(), lacks_address: false }
-    }
-}
-
 impl Flow {
+    /// Knows no connection yet; `searches`: no hook tells addresses, so that they are to be looked up.
+    pub fn new(searches: bool) -> Self {
+        Self {
+            connections: Recent::new(CONNECTIONS),
+            processes: Processes::default(),
+            lacks_address: false,
+            searches,
+            questions: Vec::new(),
+        }
+    }
+
+    /// The connections to look up the addresses of, and whose they are; each is told once.
+    pub fn questions(&mut self) -> Vec<(Program, u64)> {
+        std::mem::take(&mut self.questions)
+    }
+
+    /// Forgets every connection and process.
+    pub fn forget(&mut self) {
+        *self = Self::new(self.searches);
+    }
+
+    /// Takes in what was found out of a connection's addresses.
+    pub fn answer(&mut self, connection_id: u64, look: Look) {
+        self.connections.get_or_insert_with(connection_id, Connection::default).search.answer(look);
+    }
+
     /// What `record` comes to.
     pub fn take(&mut self, record: &Record<'_>, clock: Clock) -> Outcome {
         let header = &record.header;
@@ -125,8 +155,16 @@ impl Flow {
                 bytes: header.stream_offset,
             },
             _ => {
-                let event = event(connection, record, clock);
-                self.lacks_address |= header.endpoints.family == family::UNKNOWN;
+                let ends = sides(&header.endpoints).or_else(|| connection.search.ends(header.time_ns));
+                self.lacks_address |= ends.is_none();
+                if self.searches
+                    && ends.is_none()
+                    && self.questions.len() < MAX_QUESTIONS
+                    && connection.search.asks(Instant::now())
+                {
+                    self.questions.push((program, header.connection_id));
+                }
+                let event = event(connection, record, ends, clock);
                 let subject = connection.subject.get_or_insert_with(|| {
                     Rc::new(Subject {
                         pid: header.pid,
@@ -149,7 +187,7 @@ impl Flow {
 }
 
 /// The event that a record of plaintext is.
-fn event(connection: &mut Connection, record: &Record<'_>, clock: Clock) -> Event {
+fn event(connection: &mut Connection, record: &Record<'_>, ends: Option<Ends>, clock: Clock) -> Event {
     let header = &record.header;
     let written = header.kind == kind::WRITTEN;
     let direction = if written { Direction::Written } else { Direction::Read };
@@ -164,8 +202,7 @@ fn event(connection: &mut Connection, record: &Record<'_>, clock: Clock) -> Even
     let end = header.stream_offset.saturating_add(record.payload.len() as u64);
     let truncated = end == header.kept_end && end < header.call_end;
     let pname = pname(header);
-    let ends = sides(&header.endpoints);
-    let (src, dst) = ends.unwrap_or((UNKNOWN, UNKNOWN));
+    let (src, dst) = ends.map_or((UNKNOWN, UNKNOWN), |ends| (ends.opener, ends.acceptor));
     Event {
         timestamp: clock.unix(header.time_ns),
         uuid: uuid(header, &pname, written, ends),
@@ -197,18 +234,18 @@ fn pname(header: &Header) -> String {
 }
 
 /// eCaptureQ's name for a connection and direction; the file descriptor in it is 0: not known.
-fn uuid(header: &Header, pname: &str, written: bool, ends: Option<(SocketAddr, SocketAddr)>) -> String {
+fn uuid(header: &Header, pname: &str, written: bool, ends: Option<Ends>) -> String {
     let (pid, tid, way) = (header.pid, header.tid, u8::from(written));
     match ends {
-        Some((src, dst)) => format!("{pid}_{tid}_{pname}_0_{way}_{src}-{dst}"),
+        Some(Ends { opener, acceptor }) => format!("{pid}_{tid}_{pname}_0_{way}_{opener}-{acceptor}"),
         None => format!("sock:{pid}_{tid}_{pname}_0_{way}_{UNKNOWN}-{UNKNOWN}_0"),
     }
 }
 
 const UNKNOWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// The side that opened the connection and the side that accepted it; none if no socket was seen.
-fn sides(ends: &Endpoints) -> Option<(SocketAddr, SocketAddr)> {
+/// Both sides of the connection; none if no socket was seen.
+fn sides(ends: &Endpoints) -> Option<Ends> {
     let address = |words: &[u64; 2]| {
         let bytes: [u8; 16] = bytemuck::cast(*words);
         match ends.family {
@@ -221,7 +258,8 @@ fn sides(ends: &Endpoints) -> Option<(SocketAddr, SocketAddr)> {
     let local = SocketAddr::new(address(&ends.local_address)?, ends.local_port);
     let remote = SocketAddr::new(address(&ends.remote_address)?, ends.remote_port);
     // Where nobody saw it opened, the local side is the better guess: more clients than servers run on a device.
-    Some(if ends.opener == opener::REMOTE { (remote, local) } else { (local, remote) })
+    let (opener, acceptor) = if ends.opener == opener::REMOTE { (remote, local) } else { (local, remote) };
+    Some(Ends { opener, acceptor })
 }
 
 #[cfg(test)]
@@ -269,7 +307,7 @@ mod tests {
 
     #[test]
     fn src_is_the_side_that_opened_the_connection() {
-        let mut flow = Flow::default();
+        let mut flow = Flow::new(false);
         let client = event(&mut flow, Header { endpoints: ipv4(opener::LOCAL), ..header(0) });
         assert_eq!((client.src_ip.as_str(), client.src_port, client.dst_port), ("10.0.0.1", 5000, 443));
         let server = event(&mut flow, Header { endpoints: ipv4(opener::REMOTE), ..header(3) });
@@ -280,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_uuid_has_the_protocols_two_forms() {
-        let mut flow = Flow::default();
+        let mut flow = Flow::new(false);
         let known = event(&mut flow, Header { endpoints: ipv4(opener::LOCAL), ..header(0) });
         assert_eq!(known.uuid, "7_8_curl_0_1_10.0.0.1:5000-10.0.0.2:443");
         let unknown = event(&mut flow, Header { kind: kind::READ, ..header(0) });
@@ -290,7 +328,7 @@ mod tests {
 
     #[test]
     fn ipv6_stands_in_brackets_and_mapped_ipv4_as_itself() {
-        let mut flow = Flow::default();
+        let mut flow = Flow::new(false);
         let mut ends =
             Endpoints { family: family::INET6, local_port: 1, remote_port: 2, ..Endpoints::default() };
         ends.local_address = bytemuck::cast(Ipv6Addr::LOCALHOST.octets());
@@ -302,7 +340,7 @@ mod tests {
 
     #[test]
     fn times_are_unix_nanoseconds() {
-        assert_eq!(event(&mut Flow::default(), header(0)).timestamp, 1_005);
+        assert_eq!(event(&mut Flow::new(false), header(0)).timestamp, 1_005);
     }
 
     #[test]
@@ -318,11 +356,11 @@ mod tests {
 
     #[test]
     fn a_hole_in_the_offsets_is_told_once() {
-        let mut flow = Flow::default();
+        let mut flow = Flow::new(false);
         let lost: Vec<u64> =
             [0, 3, 10, 13, 6].iter().map(|offset| event(&mut flow, header(*offset)).lost_before).collect();
         assert_eq!(lost, [0, 0, 4, 0, 0]);
-        assert_eq!(event(&mut Flow::default(), header(100)).lost_before, 100);
+        assert_eq!(event(&mut Flow::new(false), header(100)).lost_before, 100);
         assert_eq!(
             (flow.next_offset(9, true), flow.next_offset(9, false), flow.next_offset(1, true)),
             (16, 0, 0)
@@ -331,7 +369,7 @@ mod tests {
 
     #[test]
     fn what_the_snap_length_keeps_out_is_no_loss() {
-        let mut flow = Flow::default();
+        let mut flow = Flow::new(false);
         let cut = event(&mut flow, Header { call_end: 1000, ..header(0) });
         assert!(cut.truncated);
         let next = event(&mut flow, Header { snapped: 997, ..header(1000) });
@@ -344,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_connection_keeps_the_host_name_that_was_asked_for() {
-        let mut flow = Flow::default();
+        let mut flow = Flow::new(false);
         let name =
             Record { header: Header { kind: kind::SERVER_NAME, ..header(0) }, payload: b"example.org" };
         assert_eq!(flow.take(&name, CLOCK), Outcome::Nothing);
@@ -354,7 +392,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_is_chosen_by_stays_as_its_first_event_had_it() {
-        let mut flow = Flow::default();
+        let mut flow = Flow::new(false);
         let mut subject = |header| match flow.take(&Record { header, payload: b"abc" }, CLOCK) {
             Outcome::Event(_, subject) => subject,
             outcome => panic!("{outcome:?}"),
@@ -367,9 +405,30 @@ mod tests {
     }
 
     #[test]
+    fn looked_up_addresses_are_those_of_later_events() {
+        let mut flow = Flow::new(true);
+        assert_eq!(event(&mut flow, header(0)).src_port, 0);
+        let program = Program { pid: 7, life: 0 };
+        assert_eq!((flow.questions(), flow.questions()), (vec![(program, 9)], vec![]));
+        let ends = Ends { opener: ([10, 0, 0, 1], 5000).into(), acceptor: ([10, 0, 0, 2], 443).into() };
+        flow.answer(9, Look { ends, time_ns: 6 });
+        assert_eq!(event(&mut flow, header(3)).src_port, 0);
+        let later = event(&mut flow, Header { time_ns: 7, ..header(6) });
+        assert_eq!(later.uuid, "7_8_curl_0_1_10.0.0.1:5000-10.0.0.2:443");
+        assert_eq!(event(&mut flow, Header { connection_id: 10, time_ns: 8, ..header(0) }).src_port, 0);
+    }
+
+    #[test]
+    fn nothing_is_looked_up_where_a_hook_tells() {
+        let mut flow = Flow::new(false);
+        event(&mut flow, header(0));
+        assert_eq!(flow.questions(), []);
+    }
+
+    #[test]
     fn rejected_early_data_is_said() {
         let header = Header { kind: kind::EARLY_DATA_REJECTED, ..header(500) };
-        let outcome = Flow::default().take(&Record { header, payload: &[] }, CLOCK);
+        let outcome = Flow::new(false).take(&Record { header, payload: &[] }, CLOCK);
         assert_eq!(outcome, Outcome::EarlyDataRejected { connection_id: 9, bytes: 500 });
     }
 }

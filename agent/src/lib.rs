@@ -23,6 +23,7 @@ pub mod recent;
 pub mod run;
 pub mod serve;
 pub mod server;
+pub mod sockets;
 pub mod stream;
 pub mod targets;
 

@@ -1,7 +1,7 @@
 //! How the two halves speak to each other: fixed-size records over a socketpair.
 //!
-//! All that the serving half ever says is which program it wants looked up, and that addresses are missing. The end of either process is the
-//! end of the link, which the other takes as its own.
+//! All that the serving half ever says is which program it wants looked up, or which connection's addresses, that
+//! addresses are missing, and whether there is anybody to capture for. The end of either process is the end of the link, which the other takes as its own.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -19,10 +19,11 @@ use nix::{
 use crate::{
     log::MAX_LINE,
     process::{MAX_APP, Process, Program},
+    sockets::Look,
 };
 
-/// Bytes of a record: kind, a spare byte, length of the text in two bytes, a process id or level in four, two times in eight
-/// each, text.
+/// Bytes of a record: kind, a spare byte, length of the text in two bytes, a process id or level in four, two times or a
+/// connection id in eight each, text.
 const RECORD: usize = 1024;
 const TEXT: usize = 24;
 
@@ -41,6 +42,8 @@ pub enum Message {
         counters: OwnedFd,
         /// The tails' map.
         tails: OwnedFd,
+        /// Whether a hook tells connections' addresses; else they are to be asked for.
+        hooked: bool,
     },
     /// How much to log from now on, as `log::LevelFilter` numbers it.
     LogLevel(u32),
@@ -52,6 +55,14 @@ pub enum Message {
     Who(Program),
     /// The answer.
     Process(Program, Process),
+    /// The serving half asks for the addresses of a program's connection.
+    Where(Program, u64),
+    /// The answer, if there is one: the connection, and what its process had.
+    Socket(u64, Look),
+    /// The serving half says whether there is anybody to capture for.
+    Wanted(bool),
+    /// Nothing more is captured: the ring holds the last of it.
+    Paused,
 }
 
 const LOG: u8 = 1;
@@ -61,6 +72,10 @@ const LOG_LEVEL: u8 = 4;
 const WHO: u8 = 5;
 const PROCESS: u8 = 6;
 const NO_ADDRESS: u8 = 7;
+const WHERE: u8 = 8;
+const SOCKET: u8 = 9;
+const WANTED: u8 = 10;
+const PAUSED: u8 = 11;
 
 /// A record's fields besides its kind.
 #[derive(Default)]
@@ -101,15 +116,16 @@ impl Link {
         let _ = self.send(LOG, Fields { text: line, ..Fields::default() }, MsgFlags::MSG_DONTWAIT);
     }
 
-    /// Says that the probes are in place, and hands over what they fill.
+    /// Says that the probes are in place, and hands over what they fill; `hooked` as in [`Message::Ready`].
     pub fn ready(
         &self,
+        hooked: bool,
         ring: BorrowedFd<'_>,
         counters: BorrowedFd<'_>,
         tails: BorrowedFd<'_>,
     ) -> Result<(), Error> {
         let fds = &[ring.as_raw_fd(), counters.as_raw_fd(), tails.as_raw_fd()];
-        self.send(READY, Fields { fds, ..Fields::default() }, MsgFlags::empty())
+        self.send(READY, Fields { number: hooked.into(), fds, ..Fields::default() }, MsgFlags::empty())
     }
 
     /// Says how much to log.
@@ -126,6 +142,33 @@ impl Link {
     pub fn who(&self, program: Program) {
         let fields = Fields { number: program.pid, times: [program.life, 0], ..Fields::default() };
         let _ = self.send(WHO, fields, MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Asks where a connection of `program` leads; never waits: what finds no room is asked again.
+    pub fn whither(&self, program: Program, connection_id: u64) {
+        let times = [program.life, connection_id];
+        let _ = self.send(
+            WHERE,
+            Fields { number: program.pid, times, ..Fields::default() },
+            MsgFlags::MSG_DONTWAIT,
+        );
+    }
+
+    /// Answers where a connection leads; never waits.
+    pub fn socket(&self, connection_id: u64, look: Look) {
+        let times = [connection_id, look.time_ns];
+        let fields = Fields { times, text: &look.ends.to_string(), ..Fields::default() };
+        let _ = self.send(SOCKET, fields, MsgFlags::MSG_DONTWAIT);
+    }
+
+    /// Says whether there is anybody to capture for.
+    pub fn wanted(&self, wanted: bool) -> Result<(), Error> {
+        self.send(WANTED, Fields { number: wanted.into(), ..Fields::default() }, MsgFlags::empty())
+    }
+
+    /// Says that nothing more is captured.
+    pub fn paused(&self) -> Result<(), Error> {
+        self.send(PAUSED, Fields::default(), MsgFlags::empty())
     }
 
     /// Says that a connection's address is not known; never waits, and tells whether it was said.
@@ -196,12 +239,14 @@ impl Link {
         let text = record.get(TEXT..TEXT + text_length).ok_or(Error::Malformed)?;
         let text = String::from_utf8_lossy(text).into_owned();
         let number = u32::from_ne_bytes([record[4], record[5], record[6], record[7]]);
-        let [life, start_ns]: [u64; 2] = bytemuck::pod_read_unaligned(&record[8..TEXT]);
-        let program = Program { pid: number, life };
+        let [first, second]: [u64; 2] = bytemuck::pod_read_unaligned(&record[8..TEXT]);
+        let program = Program { pid: number, life: first };
         match record[0] {
             LOG => Ok(Some(Message::Log(text))),
             READY => match <[OwnedFd; 3]>::try_from(fds) {
-                Ok([ring, counters, tails]) => Ok(Some(Message::Ready { ring, counters, tails })),
+                Ok([ring, counters, tails]) => {
+                    Ok(Some(Message::Ready { ring, counters, tails, hooked: number != 0 }))
+                }
                 Err(_) => Err(Error::Malformed),
             },
             STOP => Ok(Some(Message::Stop)),
@@ -209,8 +254,15 @@ impl Link {
             NO_ADDRESS => Ok(Some(Message::NoAddress)),
             WHO => Ok(Some(Message::Who(program))),
             PROCESS => {
-                let process = Process { app: text, start_ns };
+                let process = Process { app: text, start_ns: second };
                 Ok(Some(Message::Process(program, process)))
+            }
+            WANTED => Ok(Some(Message::Wanted(number != 0))),
+            PAUSED => Ok(Some(Message::Paused)),
+            WHERE => Ok(Some(Message::Where(program, second))),
+            SOCKET => {
+                let ends = text.parse().map_err(|()| Error::Malformed)?;
+                Ok(Some(Message::Socket(first, Look { ends, time_ns: second })))
             }
             _ => Err(Error::Malformed),
         }
@@ -254,8 +306,8 @@ mod tests {
     fn descriptors_come_along_with_ready() {
         let (here, there) = Link::pair().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
-        here.ready(file.as_fd(), file.as_fd(), file.as_fd()).unwrap();
-        assert!(matches!(there.receive(), Ok(Some(Message::Ready { .. }))));
+        here.ready(true, file.as_fd(), file.as_fd(), file.as_fd()).unwrap();
+        assert!(matches!(there.receive(), Ok(Some(Message::Ready { hooked: true, .. }))));
     }
 
     #[test]
@@ -272,6 +324,13 @@ mod tests {
         assert!(
             matches!(answer, Ok(Some(Message::Process(of, answer))) if (of, &answer) == (program, &process))
         );
+        serving.whither(program, 1 << 60);
+        let asked = attaching.receive();
+        assert!(matches!(asked, Ok(Some(Message::Where(of, id))) if (of, id) == (program, 1 << 60)));
+        let look = Look { ends: "[::1]:1 1.2.3.4:2".parse().unwrap(), time_ns: 1 << 50 };
+        attaching.socket(1 << 60, look);
+        let answer = serving.receive();
+        assert!(matches!(answer, Ok(Some(Message::Socket(id, answer))) if (id, answer) == (1 << 60, look)));
     }
 
     #[test]

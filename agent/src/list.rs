@@ -58,12 +58,8 @@ fn table(survey: &Survey) -> String {
             let _ = writeln!(text, "refused: {}", chain(error));
         }
     }
-    if survey.unreadable > 0 {
-        let Survey { processes, unreadable, .. } = survey;
-        let _ = writeln!(
-            text,
-            "{unreadable} of {processes} processes can't be looked into by this user; root sees them"
-        );
+    if let Some(hidden) = survey.hidden() {
+        let _ = writeln!(text, "{hidden}");
     }
     text
 }

@@ -3,7 +3,7 @@
 //! Owns the mapped ring. It ends when the attaching half says so, or is gone.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io::Read,
     os::fd::{AsFd, OwnedFd},
     rc::Rc,
@@ -11,6 +11,7 @@ use std::{
 };
 
 use aya::maps::{Map, MapData, RingBuf};
+use event_listener::Event;
 use nix::errno::Errno;
 use smol::{Async, LocalExecutor, Timer, channel, future};
 
@@ -24,6 +25,7 @@ use crate::{
     flow::{Clock, Flow, Outcome},
     link::{self, Link, Message},
     listen::Listener,
+    memory,
     privileges::{self, Account},
     run::Error,
     server::{Gate, Server, Tls},
@@ -45,10 +47,10 @@ pub fn run(
     account: Account,
 ) -> Result<(), Error> {
     let mut early = Vec::new();
-    let (ring, counters, tails) = loop {
+    let (ring, counters, tails, hooked) = loop {
         match link.receive()? {
             Some(Message::Log(line)) => early.push(line),
-            Some(Message::Ready { ring, counters, tails }) => break (ring, counters, tails),
+            Some(Message::Ready { ring, counters, tails, hooked }) => break (ring, counters, tails, hooked),
             // It has said itself why it can't go on.
             Some(Message::Stop) | None => return Ok(()),
             Some(_) => {}
@@ -77,21 +79,31 @@ pub fn run(
         for listener in listeners {
             server.listen(&executor, listener).map_err(Error::system("listen"))?;
         }
-        let flow = RefCell::new(Flow::default());
+        let flow = RefCell::new(Flow::new(!hooked));
+        let forget = Forget::default();
         let mut drain = Drain {
             ring,
             nap: nap(args.ring_size.0),
             tails,
             link: &link,
             flow: &flow,
-            told_no_address: false,
+            forget: &forget,
+            // Where nothing watches sockets, there is no use in watching what engines write.
+            told_no_address: !hooked,
             server: &server,
             clock: Clock::now(),
             told: Losses::default(),
             unsettled: false,
             next_tell: Instant::now(),
         };
-        future::or(drain.run(), follow(&link, &server, &flow)).await?;
+        let demand = async {
+            match args.on_demand {
+                true => demand(&link, &server, Duration::from_secs(args.linger.into())).await,
+                false => future::pending().await,
+            }
+        };
+        let follow = follow(&link, &server, &flow, &forget);
+        future::or(drain.run(), future::or(follow, demand)).await?;
         // The probes are gone; this is the last of what they sent.
         while drain.slice() {}
         drain.tell_tails();
@@ -128,7 +140,7 @@ async fn keep_log(server: Rc<Server>, lines: channel::Receiver<String>) {
 }
 
 /// Takes in what the attaching half says, until it says stop or is gone.
-async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>) -> Result<(), Error> {
+async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>, forget: &Forget) -> Result<(), Error> {
     let ready = Async::new_nonblocking(link.as_fd()).map_err(Error::system("watch the other half"))?;
     loop {
         match link.try_receive() {
@@ -139,15 +151,55 @@ async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>) -> Result<()
             Ok(Some(Message::Process(program, process))) => {
                 flow.borrow_mut().processes.answer(program, process);
             }
+            Ok(Some(Message::Socket(connection_id, look))) => flow.borrow_mut().answer(connection_id, look),
             Ok(Some(Message::LogLevel(level))) => crate::log::set_level(level),
-            Ok(Some(Message::Ready { .. } | Message::Who(_) | Message::NoAddress)) => {}
+            Ok(Some(Message::Paused)) => {
+                forget.due.set(true);
+                forget.told.notify(usize::MAX);
+            }
             Ok(Some(Message::Stop) | None) => return Ok(()),
+            // What this half says itself.
+            Ok(Some(_)) => {}
             Err(link::Error::System(Errno::EAGAIN)) => {
                 ready.readable().await.map_err(Error::system("watch the other half"))?;
             }
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Has the other half capture while somebody is connected, and for `linger` after.
+async fn demand(link: &Link, server: &Server, linger: Duration) -> Result<(), Error> {
+    loop {
+        server.has_clients(true).await;
+        link.wanted(true)?;
+        loop {
+            server.has_clients(false).await;
+            let again = async {
+                server.has_clients(true).await;
+                false
+            };
+            let late = async {
+                Timer::after(linger).await;
+                true
+            };
+            if future::or(again, late).await {
+                break;
+            }
+        }
+        log::info!(
+            "nobody was connected for {} s: what was kept is forgotten, and the probes go",
+            linger.as_secs()
+        );
+        link.wanted(false)?;
+    }
+}
+
+/// Whether what is remembered of traffic is to be forgotten, once the ring is empty.
+#[derive(Default)]
+struct Forget {
+    due: Cell<bool>,
+    told: Event,
 }
 
 /// Moves records from the ring to the journal.
@@ -157,6 +209,7 @@ struct Drain<'a> {
     tails: Tails,
     link: &'a Link,
     flow: &'a RefCell<Flow>,
+    forget: &'a Forget,
     /// The other half knows that addresses are missing.
     told_no_address: bool,
     server: &'a Server,
@@ -188,7 +241,18 @@ impl Drain<'_> {
             while self.slice() {
                 future::yield_now().await;
             }
+            let forget = self.forget.told.listen();
+            if self.forget.due.replace(false) {
+                self.flow.borrow_mut().forget();
+                self.server.stream.borrow_mut().forget();
+                memory::give_back();
+            }
             let wait = async { ready.readable().await.map_err(Error::system("watch the ring buffer")) };
+            let forget = async {
+                forget.await;
+                Ok(())
+            };
+            let wait = future::or(wait, forget);
             if self.server.losses() == self.told && !self.unsettled {
                 wait.await?;
             } else {
@@ -237,6 +301,9 @@ impl Drain<'_> {
         let mut flow = self.flow.borrow_mut();
         for program in flow.processes.questions() {
             self.link.who(program);
+        }
+        for (program, connection_id) in flow.questions() {
+            self.link.whither(program, connection_id);
         }
         if flow.lacks_address && !self.told_no_address {
             self.told_no_address = self.link.no_address();

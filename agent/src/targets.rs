@@ -80,6 +80,20 @@ impl Targets {
         self.attached.remove(&id)
     }
 
+    /// Takes everything off, one probe a step, and forgets what was to be attached.
+    pub fn clear(&mut self) {
+        self.engines = false;
+        self.spare.clear();
+        self.doomed.clear();
+        for (_, work) in &mut self.queue {
+            if let Work::Attach { probes, .. } = work {
+                *work = Work::TakeBack { probes: std::mem::take(probes) };
+            }
+        }
+        let attached = self.attached.drain().map(|(id, (_, probes))| (id, Work::TakeBack { probes }));
+        self.queue.extend(attached);
+    }
+
     /// Whether nothing is to be done.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty()

@@ -7,7 +7,7 @@ use crate::{
     Paths,
     agent::Agent,
     load::{Batch, Load},
-    probes::Probes,
+    probes::{Extent, Probes},
 };
 
 const BATCHES: [Batch; 4] = [
@@ -22,13 +22,16 @@ const PAUSE_US: u32 = 5_000;
 /// The end of an object's name that has it drained as an agent does; others are polled, and wake nobody.
 const WAKES: &str = "+wakeup";
 
+/// All that the programs do, but for waking.
+const EVERYTHING: Extent = Extent { filtered_out: false, snaplen: u64::MAX, wakes: false };
+
 const OPERATIONS: [&str; 2] = ["write", "read"];
 
 enum Case<'a> {
     None,
     Empty,
     Agent,
-    Object(&'a str, Vec<u8>),
+    Object(&'a str, &'a [u8], Extent),
 }
 
 impl Case<'_> {
@@ -37,7 +40,7 @@ impl Case<'_> {
             Self::None => "no probe",
             Self::Empty => "empty pair",
             Self::Agent => "plaintapd",
-            Self::Object(name, _) => name,
+            Self::Object(name, ..) => name,
         }
     }
 }
@@ -53,26 +56,53 @@ pub fn run(
     transport: &str,
     objects: &[(&str, &str)],
 ) -> Result<()> {
+    let read = |(name, path): &(&str, &str)| {
+        let object = std::fs::read(path).with_context(|| format!("reading {path}"))?;
+        Ok(((*name).to_owned(), object))
+    };
+    let objects: Vec<(String, Vec<u8>)> = objects.iter().map(read).collect::<Result<_>>()?;
     let mut cases = vec![Case::None, Case::Empty];
     if objects.is_empty() {
         cases.push(Case::Agent);
     }
-    for (name, path) in objects {
-        cases.push(Case::Object(name, std::fs::read(path).with_context(|| format!("reading {path}"))?));
+    for (name, object) in &objects {
+        cases.push(Case::Object(name, object, Extent { wakes: name.ends_with(WAKES), ..EVERYTHING }));
     }
+    compare(paths, rounds, library, transport, &cases)
+}
+
+/// Measures and prints what each step of the probes adds: the programs of the object at `path` made to do ever more.
+pub fn steps(paths: &Paths, rounds: usize, library: &str, path: &str) -> Result<()> {
+    let object = std::fs::read(path).with_context(|| format!("reading {path}"))?;
+    let cases = [
+        Case::None,
+        Case::Empty,
+        Case::Object("filtered out", &object, Extent { filtered_out: true, ..EVERYTHING }),
+        Case::Object("counted", &object, Extent { snaplen: 0, ..EVERYTHING }),
+        Case::Object("sent, 1 byte", &object, Extent { snaplen: 1, ..EVERYTHING }),
+        Case::Object("sent whole", &object, EVERYTHING),
+        Case::Object("and woken", &object, Extent { wakes: true, ..EVERYTHING }),
+        Case::Agent,
+    ];
+    compare(paths, rounds, library, "memory", &cases)
+}
+
+fn compare(paths: &Paths, rounds: usize, library: &str, transport: &str, cases: &[Case<'_>]) -> Result<()> {
+    // Parts of a probe show best where there is little else.
+    let profile = cases.iter().any(|case| matches!(case, Case::Object(..)));
     let mut rows: Vec<Vec<Row>> = cases.iter().map(|_| Vec::new()).collect();
     let mut lost = 0;
     for round in 0..rounds {
         for turn in 0..cases.len() {
             // Another case goes first in each round.
             let index = (round + turn) % cases.len();
-            let (row, row_lost) = measure(paths, library, transport, &cases[index], !objects.is_empty())?;
+            let (row, row_lost) = measure(paths, library, transport, &cases[index], profile)?;
             rows[index].push(row);
             lost += row_lost;
         }
         eprintln!("round {} of {rounds}", round + 1);
     }
-    print(&cases, &rows, lost);
+    print(cases, &rows, lost);
     Ok(())
 }
 
@@ -88,15 +118,14 @@ fn measure(
     let _probes = match case {
         Case::None => None,
         Case::Empty => Some(Probes::empty(library)?),
-        Case::Object(name, object) => {
-            Some(Probes::of(object, name.ends_with(WAKES), library).context((*name).to_owned())?)
+        Case::Object(name, object, extent) => {
+            Some(Probes::of(object, *extent, library).context((*name).to_owned())?)
         }
         Case::Agent => {
             agent = Some(Agent::start(&paths.agent, load.pid(), library)?);
             None
         }
     };
-    // Parts of a probe show best where there is little else.
     let sizes = if !profile { BATCHES.len() } else { 1 };
     let row = BATCHES[..sizes].iter().map(|batch| load.cost(*batch, PAUSE_US)).collect::<Result<Row>>()?;
     let lost = match &agent {

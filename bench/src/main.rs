@@ -2,12 +2,14 @@
 //!
 //! The parts: `load` is the program under measurement, `probes` puts eBPF programs on it without an agent, `agent` runs
 //! plaintapd with its clients; `cost`, `loss` and `stream` are the measurements, and print Markdown.
+//! `recording` makes what clients are measured with.
 
 mod agent;
 mod cost;
 mod load;
 mod loss;
 mod probes;
+mod recording;
 mod stream;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -37,10 +39,17 @@ fn main() -> ExitCode {
 
 const USAGE: &str =
     "usage: plaintap-bench cost  AGENT LOAD CERTIFICATES ROUNDS LIBRARY memory|tcp [NAME=OBJECT]...
+       plaintap-bench steps AGENT LOAD CERTIFICATES ROUNDS LIBRARY OBJECT
        plaintap-bench loss  AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS
+       plaintap-bench recording FILE BYTES
        plaintap-bench stream AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS";
 
 fn run(arguments: Vec<String>) -> Result<()> {
+    if let [what, file, bytes] = &arguments[..]
+        && what == "recording"
+    {
+        return recording::write(file, bytes.parse().context(USAGE)?);
+    }
     let [what, agent, load, certificate, rest @ ..] = &arguments[..] else { bail!(USAGE) };
     let paths = Paths { agent: agent.into(), load: load.into(), certificate: certificate.into() };
     match (what.as_str(), rest) {
@@ -48,6 +57,9 @@ fn run(arguments: Vec<String>) -> Result<()> {
             let rounds = rounds.parse().context(USAGE)?;
             let objects = objects.iter().map(|object| object.split_once('=').context(USAGE));
             cost::run(&paths, rounds, library, transport, &objects.collect::<Result<Vec<_>>>()?)
+        }
+        ("steps", [rounds, library, object]) => {
+            cost::steps(&paths, rounds.parse().context(USAGE)?, library, object)
         }
         ("loss", [library, milliseconds]) => loss::run(&paths, library, milliseconds.parse().context(USAGE)?),
         ("stream", [library, milliseconds]) => {

@@ -22,11 +22,22 @@ use object::{
     BinaryFormat, Endianness, SymbolFlags, SymbolKind, SymbolScope,
     write::{Object, Symbol, SymbolSection},
 };
-use plaintap_abi::{Settings, SocketOffsets, TaskOffsets, names};
+use plaintap_abi::{Settings, SocketOffsets, TaskOffsets, filter, names};
 
 const FUNCTIONS: [&str; 2] = ["SSL_write", "SSL_read"];
 /// plaintapd's default.
 const RING_SIZE: u32 = 4 << 20;
+
+/// How much of what plaintapd's programs can do they are made to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// A filter leaves the process out.
+    pub filtered_out: bool,
+    /// Bytes to keep of each call.
+    pub snaplen: u64,
+    /// The thread that empties the ring waits to be woken.
+    pub wakes: bool,
+}
 
 /// Attached programs; gone when dropped.
 pub struct Probes {
@@ -50,9 +61,9 @@ impl Probes {
         Ok(Self { _ebpf: ebpf, drain: None })
     }
 
-    /// The programs of `object` that plaintapd puts on these functions, and a thread that discards what they send; `wakes`
-    /// tells whether it waits to be woken.
-    pub fn of(object: &[u8], wakes: bool, library: &str) -> Result<Self> {
+    /// The programs of `object` that plaintapd puts on these functions, made to do as much as `extent` says, and a thread that
+    /// discards what they send.
+    pub fn of(object: &[u8], extent: Extent, library: &str) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .override_global(names::SOCKET_OFFSETS, bytemuck::bytes_of(&SocketOffsets::default()), true)
@@ -60,16 +71,19 @@ impl Probes {
             .map_max_entries(names::RING, RING_SIZE)
             .load(object)
             .context("loading the object")?;
-        let settings = Settings { snaplen: u64::MAX, ..bytemuck::Zeroable::zeroed() };
+        let settings = Settings {
+            snaplen: extent.snaplen,
+            // There are no process ids to include.
+            filters: if extent.filtered_out { filter::PIDS | filter::PIDS_INCLUDE } else { 0 },
+            ..bytemuck::Zeroable::zeroed()
+        };
         let settings = bytemuck::cast::<Settings, [u64; size_of::<Settings>() / 8]>(settings);
         let mut map: Array<_, [u64; size_of::<Settings>() / 8]> =
             ebpf.map_mut(names::SETTINGS).context("no settings")?.try_into()?;
         map.set(0, settings, 0)?;
-        for (name, functions) in [
-            ("ssl_write_return", &FUNCTIONS[..1]),
-            ("ssl_read_return", &FUNCTIONS[1..]),
-            ("ssl_call", &FUNCTIONS[..]),
-        ] {
+        for (name, functions) in
+            [("ssl_return", &FUNCTIONS[..]), ("ssl_write", &FUNCTIONS[..1]), ("ssl_read", &FUNCTIONS[1..])]
+        {
             let program: &mut UProbe = ebpf.program_mut(name).with_context(|| name.to_owned())?.try_into()?;
             program.load().with_context(|| format!("loading {name}"))?;
             for function in functions {
@@ -79,7 +93,7 @@ impl Probes {
         let ring = RingBuf::try_from(ebpf.take_map(names::RING).context("no ring")?)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || drain(ring, wakes, &stopped));
+        let thread = thread::spawn(move || drain(ring, extent.wakes, &stopped));
         Ok(Self { _ebpf: ebpf, drain: Some((stop, thread)) })
     }
 }

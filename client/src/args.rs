@@ -57,7 +57,7 @@ pub enum Command {
     Generate(GenerateArgs),
 }
 
-/// Shows HTTP as it was meant: the stream on stdout, notes about it on stderr.
+/// Shows HTTP put together from the stream on stdout, and notes about the stream on stderr.
 ///
 /// A request and its response are a block: a line that says when (UTC), which process, the connection (who opened it ->
 /// who accepted it), what was asked, the status and how long it took; then headers and bodies, decoded, > before the
@@ -80,11 +80,12 @@ pub enum Command {
 --json. A filter joins terms with and, or, not and (): FIELD=VALUE, !=, ~ (contains), or for numbers <, <=, >, >=. Fields:
 host, method, path, status, process, pid, uid, text; a word alone is looked for in text. * in a value stands for anything,
 and status=4xx works. Case does not matter. With --raw and --json it chooses events, which have no method, path or status.
-NO_COLOR in the environment works as --no-color."
+A response without a length ends with its connection, whose end is not told: it is shown when nothing more came of it by the
+next heartbeat, up to 15 s later. NO_COLOR in the environment works as --no-color. Ctrl-C ends it, and shows what was begun."
 )]
 pub struct WatchArgs {
-    /// the server, as ws://HOST:PORT/ or adb:SERIAL, and in its query what to send: docs/protocol.md
-    /// (default: ws://127.0.0.1:28257/)
+    /// the server, as ws://HOST:PORT/ or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
+    /// ?backlog=NUMBER (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
     /// show the agent's log lines too

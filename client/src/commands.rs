@@ -69,8 +69,8 @@ pub struct InspectArgs {
 the recording ends. Its messages are plaintext: passwords, cookies, tokens."
 )]
 pub struct RecordArgs {
-    /// the server, as ws://HOST:PORT/ or adb:SERIAL, and in its query what to send: docs/protocol.md
-    /// (default: ws://127.0.0.1:28257/)
+    /// the server, as ws://HOST:PORT/ or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
+    /// ?backlog=NUMBER (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
     /// the file; - is stdout, and .pcapng unless --format says otherwise

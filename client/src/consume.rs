@@ -5,7 +5,7 @@
 //! network is waited for, so that Ctrl-C works at once.
 
 use std::{
-    io,
+    io, mem,
     process::exit,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -61,12 +61,52 @@ pub enum Error {
     Signals(#[source] ctrlc::Error),
 }
 
+/// What is to be done on SIGINT, SIGTERM or SIGHUP before the process ends.
+#[derive(Clone)]
+pub struct Interrupt(Arc<Mutex<Vec<Ending>>>);
+
+/// Says whether it worked.
+type Ending = Box<dyn FnOnce() -> bool + Send>;
+
+impl Interrupt {
+    /// From now on the process ends on these signals after what [`first`](Self::first) was given: with 0, or 1 where it did
+    /// not work. Once in a process.
+    pub fn new() -> Result<Self, Error> {
+        let endings = Arc::<Mutex<Vec<Ending>>>::default();
+        let all = endings.clone();
+        let end = move || {
+            let mut worked = true;
+            while let Some(ending) = lock(&all).pop() {
+                worked &= ending();
+            }
+            exit(i32::from(!worked))
+        };
+        ctrlc::set_handler(end).map_err(Error::Signals)?;
+        Ok(Self(endings))
+    }
+
+    /// Does this before all that was given so far.
+    pub fn first(&self, ending: impl FnOnce() -> bool + Send + 'static) {
+        lock(&self.0).push(Box::new(ending));
+    }
+}
+
 /// Runs until the consumer has enough, or the stream ends and is not to go on, or nobody reads what the consumer writes.
 /// On SIGINT, SIGTERM and SIGHUP the consumer finishes and the process ends: 0, or 1 if it could not.
 pub fn run(consumer: impl Consumer, address: &Address, reconnect: bool) -> Result<(), Error> {
+    run_until(&Interrupt::new()?, consumer, address, reconnect)
+}
+
+/// As [`run`], where more is to be done on these signals.
+pub fn run_until(
+    interrupt: &Interrupt,
+    consumer: impl Consumer,
+    address: &Address,
+    reconnect: bool,
+) -> Result<(), Error> {
     let consumer = Arc::new(Mutex::new(consumer));
     let interrupted = consumer.clone();
-    ctrlc::set_handler(move || interrupt(&interrupted)).map_err(Error::Signals)?;
+    interrupt.first(move || finished(&interrupted));
     let mut follow = Follow::new(address.clone(), reconnect);
     let streamed = stream(&consumer, &mut follow, address);
     let mut consumer = lock(&consumer);
@@ -96,15 +136,19 @@ fn stream<C: Consumer>(consumer: &Mutex<C>, follow: &mut Follow, address: &Addre
         let done = match incoming {
             Incoming::Message(Message::Binary(bytes)) => {
                 let entry = LogEntry::decode(bytes.clone());
-                entry.iter().flat_map(|entry| seen.entry(entry)).for_each(|what| note(&what));
-                consumer.message(&bytes, entry.as_ref())
+                let notes: Vec<String> = entry.iter().flat_map(|entry| seen.entry(entry)).collect();
+                // They belong between what was shown so far and what comes.
+                let shown = if notes.is_empty() { Ok(()) } else { consumer.idle() };
+                notes.iter().for_each(|what| note(what));
+                shown.and_then(|()| consumer.message(&bytes, entry.as_ref()))
             }
             Incoming::Message(message) => consumer.text(message.to_text().unwrap_or_default()),
             Incoming::Idle => consumer.idle(),
             Incoming::Down(why, delay) => {
                 follow.resume_after(seen.place());
+                let shown = consumer.idle();
                 note(&format!("{why}; trying again in {} s", delay.as_secs_f32()));
-                consumer.idle()
+                shown
             }
             Incoming::Connected { again } => {
                 if again {
@@ -121,26 +165,29 @@ fn stream<C: Consumer>(consumer: &Mutex<C>, follow: &mut Follow, address: &Addre
     Ok(())
 }
 
-fn lock<C>(consumer: &Mutex<C>) -> MutexGuard<'_, C> {
-    consumer.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn interrupt<C: Consumer>(consumer: &Mutex<C>) {
+/// Has the consumer finish, whatever the thread that feeds it does; says whether that worked.
+fn finished<C: Consumer>(consumer: &Mutex<C>) -> bool {
     let began = Instant::now();
-    loop {
-        if let Ok(mut consumer) = consumer.try_lock() {
-            match consumer.finish() {
-                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                    note(&note::chain(&Error::Output(consumer.place(), error)));
-                    exit(1);
-                }
-                _ => exit(0),
+    while began.elapsed() <= PATIENCE {
+        let Ok(mut consumer) = consumer.try_lock() else {
+            thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        let worked = match consumer.finish() {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                note(&note::chain(&Error::Output(consumer.place(), error)));
+                false
             }
-        }
-        if began.elapsed() > PATIENCE {
-            note("what was begun could not be finished: nobody reads it");
-            exit(1);
-        }
-        thread::sleep(Duration::from_millis(10));
+            _ => true,
+        };
+        // There is nothing behind the end.
+        mem::forget(consumer);
+        return worked;
     }
+    note("what was begun could not be finished: nobody reads it");
+    false
 }

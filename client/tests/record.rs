@@ -8,10 +8,12 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use harness::{Plaintap, Server, Session, event, heartbeat, log};
-use plaintap_proto::{LogEntry, json};
+use plaintap_proto::{LogEntry, json, log_entry::Payload};
 use prost::Message as _;
 use tempfile::TempDir;
 use tungstenite::{Message, protocol::frame::coding::CloseCode};
@@ -47,7 +49,7 @@ fn mode(path: &str) -> u32 {
 fn connect(note: &str) -> Session {
     let address = note.split("ws://").nth(1).unwrap().trim_end_matches('/');
     let stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     Session(tungstenite::client(format!("ws://{address}/"), stream).unwrap().0)
 }
 
@@ -72,6 +74,32 @@ fn inspect_shows_each_field_as_it_is_and_counts_kinds() {
     for part in [" messages, ", "event ", "heartbeat 2", "not understood 1", "message of an unknown kind 1"] {
         assert!(counts.contains(part), "{part}: {counts}");
     }
+    assert_eq!(done.code, Some(0));
+}
+
+#[test]
+fn inspect_shows_a_stream_of_a_server_that_knows_fewer_fields() {
+    let (inspect, mut session) = client(&["inspect", "--no-reconnect"]);
+    let mut entry = event(0, "GET / HTTP/1.1\r\n\r\n");
+    if let Some(Payload::EventPayload(event)) = &mut entry.payload {
+        (event.timestamp, event.r#type, event.length) = (1_754_144_170_123_456_789, 1, 18);
+        event.uuid = "7_7_curl_5_1_10.0.0.2:1-10.0.0.3:443".to_owned();
+    }
+    session.send(&entry);
+    session.close(CloseCode::Normal);
+    let done = inspect.done();
+    for part in [
+        "    timestamp: 1754144170123456789 (14:16:10.123Z)\n",
+        "    uuid: 7_7_curl_5_1_10.0.0.2:1-10.0.0.3:443\n",
+        "    src_ip: 10.0.0.2\n",
+        "    dst_port: 443\n",
+        "    type: 1 (HTTP/1 request)\n",
+        "    length: 18\n",
+        "    payload: 18 bytes\n      GET / HTTP/1.1\n",
+    ] {
+        assert!(done.stdout.contains(part), "{part}: {}", done.stdout);
+    }
+    assert!(!done.stdout.contains("seq") && !done.stdout.contains("unknown"), "{}", done.stdout);
     assert_eq!(done.code, Some(0));
 }
 
@@ -179,6 +207,27 @@ fn full_files_are_followed_by_others_and_the_oldest_go() {
 }
 
 #[test]
+fn after_a_time_another_file_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let (record, mut session) = client(&["record", "-o", &name(&folder, "a.jsonl"), "--rotate-time", "1s"]);
+    let second = folder.path().join("a-0002.jsonl");
+    let began = Instant::now();
+    let mut seq = 0;
+    while !second.exists() {
+        assert!(began.elapsed() < Duration::from_secs(20), "no second file");
+        seq += 1;
+        session.send(&event(seq, "x"));
+        thread::sleep(Duration::from_millis(20));
+    }
+    record.signal("INT");
+    assert_eq!(record.done().code, Some(0));
+    // Every message is in one of them, in order.
+    let lines = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap().lines().count() as u64;
+    assert!(lines("a-0001.jsonl") > 0 && lines("a-0002.jsonl") > 0);
+    assert!(began.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
 fn ctrl_c_completes_a_recording_and_a_crash_leaves_all_that_came_before_a_pause() {
     for (signal, code) in [("INT", Some(0)), ("TERM", Some(0)), ("KILL", None)] {
         let folder = tempfile::tempdir().unwrap();
@@ -224,9 +273,9 @@ fn read_pb(path: impl AsRef<Path>) -> Vec<LogEntry> {
 }
 
 fn until(done: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while !done() {
-        assert!(std::time::Instant::now() < deadline);
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(5));
     }
 }

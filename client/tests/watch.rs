@@ -48,6 +48,26 @@ fn http_is_put_together_and_filtered() {
 }
 
 #[test]
+fn what_was_begun_is_shown_when_the_person_has_seen_enough() {
+    let server = Server::new();
+    let watch = Plaintap::watch(&[&server.url()]);
+    let mut session = server.accept();
+    session.send(&event(1, "GET /whole HTTP/1.1\r\nHost: h\r\n\r\n"));
+    session.send(&event(2, "POST /begun HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\npart"));
+    session.send(&log("a line"));
+    watch.notes("connected to");
+    // A ping that is answered comes behind all that was sent before.
+    session.0.send(Message::Ping("there?".into())).unwrap();
+    while !matches!(session.0.read(), Ok(Message::Pong(_))) {}
+    watch.signal("INT");
+    let done = watch.done();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    for shown in ["GET https://h/whole (no response seen)", "POST https://h/begun", "  > part\n"] {
+        assert!(done.stdout.contains(shown), "{shown}: {}", done.stdout);
+    }
+}
+
+#[test]
 fn a_wrong_filter_is_a_usage_error_that_says_where() {
     let done = Plaintap::watch(&["--filter", "hots=a"]).done();
     assert_eq!((done.stderr.lines().count(), done.code), (1, Some(2)), "{}", done.stderr);
@@ -150,7 +170,7 @@ fn a_server_that_is_not_there_yet_is_waited_for() {
     server.refuse("HTTP/1.1 503 Service Unavailable\r\n\r\ntoo many clients");
     watch.notes("503 Service Unavailable: too many clients");
     server.accept().send(&event(1, "at last"));
-    watch.notes("watching");
+    watch.notes("connected to");
     watch.shows("at last");
 }
 
@@ -210,7 +230,7 @@ fn a_closed_stdout_ends_it_quietly() {
     let server = Server::new();
     let (watch, stdout) = Plaintap::watch_unread(&[&server.url()]);
     let mut session = server.accept();
-    watch.notes("watching");
+    watch.notes("connected to");
     drop(stdout);
     session.send(&event(1, "into the void"));
     let done = watch.done();

@@ -29,10 +29,24 @@ impl Agent {
         Self::start(&["--library", library, "--pid", &pid.to_string()])
     }
 
+    /// Starts an agent that finds no description of the kernel's types.
+    pub fn without_btf(arguments: &[&str]) -> Result<Self> {
+        let mut command = process::in_mount_namespace(
+            "for file in /sys/kernel/btf/vmlinux; do [ ! -e $file ] || mount --bind /dev/null $file || exit; done
+            exec \"$0\" \"$@\"",
+        )?;
+        command.arg(need::binary("plaintapd")?);
+        Self::run(&mut command, "ws://127.0.0.1:0/", arguments)
+    }
+
     /// Starts an agent at the address that `url` gives.
     pub fn start_at(url: &str, arguments: &[&str]) -> Result<Self> {
+        Self::run(&mut plaintapd()?, url, arguments)
+    }
+
+    fn run(command: &mut Command, url: &str, arguments: &[&str]) -> Result<Self> {
         need::root()?;
-        let mut process = Process::start(plaintapd()?.args(["--ecaptureq", url]).args(arguments))?;
+        let mut process = Process::start(command.args(["--ecaptureq", url]).args(arguments))?;
         let listening = process.stderr.wait_for(0, "a line `listening url=`", |line| url_in(line).is_some());
         let (_, line) = listening.with_context(|| format!("the agent ended with {:?}", process.ended()))?;
         let url = url_in(&line).context("no URL in its line")?.to_owned();

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::{PATIENCE, need};
 
 /// Which end of a connection acts.
@@ -88,7 +88,7 @@ impl Driver {
     pub fn start_apart(library: &str, folder: &Path, name: &str) -> Result<Self> {
         let apart = "mount -t tmpfs none \"$0\" && cp \"$1\" \"$2\" && shift 2 && exec \"$@\"";
         let copy = folder.join(name);
-        let mut command = in_mount_namespace(apart)?;
+        let mut command = process::in_mount_namespace(apart)?;
         command.arg(folder).arg(need::library(library)?).arg(&copy).arg(env!("PLAINTAP_TLS_DRIVER"));
         command.arg("--lib").arg(&copy);
         Self::start_command(command)
@@ -99,7 +99,7 @@ impl Driver {
     pub fn start_overlaid(lower: &Path, name: &str, folder: &Path) -> Result<Self> {
         let overlaid = "mount -t tmpfs none \"$1\" && mkdir \"$1/u\" \"$1/w\" \"$1/m\" && mount -t overlay none \
             -o \"lowerdir=$0,upperdir=$1/u,workdir=$1/w\" \"$1/m\" && shift && exec \"$@\"";
-        let mut command = in_mount_namespace(overlaid)?;
+        let mut command = process::in_mount_namespace(overlaid)?;
         command.arg(lower).arg(folder).arg(env!("PLAINTAP_TLS_DRIVER"));
         command.arg("--lib").arg(folder.join("m").join(name));
         Self::start_command(command)
@@ -179,13 +179,6 @@ impl Driver {
         ensure!(status.success(), "the driver ended with {status}: {}", self.process.stderr.all().join("\n"));
         Ok(())
     }
-}
-
-/// Runs a shell's `script` in a mount namespace of its own; its arguments follow, the first as `$0`.
-fn in_mount_namespace(script: &str) -> Result<Command> {
-    let mut command = Command::new(need::program("unshare", "util-linux")?);
-    command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
-    Ok(command)
 }
 
 /// The driver's line number `number`, or why it ended.

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lines::Lines;
-use crate::until;
+use crate::{need, until};
 
 /// A running program, and the pipes to and from it.
 pub struct Process {
@@ -133,6 +133,13 @@ pub fn open_files(pid: u32) -> Result<Vec<String>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Runs a shell's `script` in a mount namespace of its own; its arguments follow, the first as `$0`.
+pub fn in_mount_namespace(script: &str) -> Result<Command> {
+    let mut command = Command::new(need::program("unshare", "util-linux")?);
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    Ok(command)
 }
 
 #[cfg(test)]

@@ -99,6 +99,7 @@ impl Filters {
         }
         Settings {
             snaplen: self.snaplen,
+            epoch: 0,
             filters,
             uid_ranges: self.uids.len().min(MAX_UID_RANGES) as u32,
             uids,

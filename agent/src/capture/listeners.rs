@@ -20,10 +20,7 @@ pub fn ports(proc: &Path) -> HashSet<u16> {
         if !namespaces.insert(namespace) {
             return;
         }
-        for table in ["net/tcp", "net/tcp6"] {
-            let Ok(file) = fs::File::open(process.join(table)) else { continue };
-            ports.extend(BufReader::new(file).lines().map_while(Result::ok).filter_map(|line| port(&line)));
-        }
+        ports.extend(in_namespace(&process));
     };
     look(proc.join("self"));
     for entry in fs::read_dir(proc).into_iter().flatten().flatten() {
@@ -32,6 +29,15 @@ pub fn ports(proc: &Path) -> HashSet<u16> {
         }
     }
     ports
+}
+
+/// The ports listened on in the network namespace of the process with the folder `process`, as `/proc/PID`.
+pub fn in_namespace(process: &Path) -> HashSet<u16> {
+    let files =
+        ["net/tcp", "net/tcp6"].into_iter().filter_map(|table| fs::File::open(process.join(table)).ok());
+    files
+        .flat_map(|file| BufReader::new(file).lines().map_while(Result::ok).filter_map(|line| port(&line)))
+        .collect()
 }
 
 /// The local port of a line of /proc/net/tcp, if it is of a listening socket.

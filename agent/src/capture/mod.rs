@@ -6,7 +6,7 @@
 pub mod btf;
 pub mod counters;
 pub mod filters;
-mod listeners;
+pub mod listeners;
 pub mod ring;
 mod shared;
 pub mod tails;
@@ -23,12 +23,15 @@ use aya::{
     maps::{Array, HashMap, Map, MapError},
     programs::{
         KProbe, Program, ProgramError, RawTracePoint, UProbe,
+        kprobe::KProbeLinkId,
+        raw_trace_point::RawTracePointLinkId,
         uprobe::{UProbeLinkId, UProbeScope},
     },
 };
 use nix::{
     errno::Errno,
     sys::resource::{Resource, setrlimit},
+    time::{ClockId, clock_gettime},
 };
 use plaintap_abi::{NO_OFFSET, Settings, SocketOffsets, TaskOffsets, choice, names};
 
@@ -79,7 +82,7 @@ pub enum Error {
     #[error(
         "this kernel does not say where a socket keeps its addresses: {KERNEL_BTF} {0}; it needs CONFIG_DEBUG_INFO_BTF"
     )]
-    NoOffsets(btf::Error),
+    NoOffsets(String),
     /// The object is not the one that this program was written for.
     #[error("the eBPF object lacks {0}; rebuild it with bpf/build.sh")]
     Object(&'static str),
@@ -101,10 +104,20 @@ pub struct Probe {
     link: UProbeLinkId,
 }
 
+/// A program on something other than a function of a library.
+#[derive(Debug)]
+enum Hook {
+    Kprobe(&'static str, KProbeLinkId),
+    Tracepoint(&'static str, RawTracePointLinkId),
+}
+
 /// The loaded programs and what they are attached to.
 #[derive(Debug)]
 pub struct Capture {
     ebpf: Ebpf,
+    hooks: Vec<Hook>,
+    /// When capturing began again: nanoseconds since boot.
+    epoch: u64,
     offsets: SocketOffsets,
     /// Why the programs can't read a socket's addresses.
     no_offsets: Option<btf::Error>,
@@ -133,7 +146,7 @@ impl Capture {
             .map_max_entries(names::RING, ring_size)
             .load(OBJECT)
             .map_err(|source| Error::from_aya("load eBPF maps", source))?;
-        let mut capture = Self { ebpf, offsets, no_offsets };
+        let mut capture = Self { ebpf, hooks: Vec::new(), epoch: 0, offsets, no_offsets };
         capture.set_filters(filters)?;
         for (name, program) in capture.ebpf.programs_mut() {
             match program {
@@ -157,7 +170,8 @@ impl Capture {
         replace(self.map_as(names::PIDS)?, &filters.pids).map_err(failed)?;
         replace(self.map_as(names::COMMS)?, &filters.comms).map_err(failed)?;
         // Last, as it says which of the others count.
-        let settings = bytemuck::cast::<Settings, [u64; SETTINGS_WORDS]>(filters.settings());
+        let settings = Settings { epoch: self.epoch, ..filters.settings() };
+        let settings = bytemuck::cast::<Settings, [u64; SETTINGS_WORDS]>(settings);
         let mut map: Array<_, [u64; SETTINGS_WORDS]> = self.map_as(names::SETTINGS)?;
         map.set(0, settings, 0).map_err(failed)
     }
@@ -201,8 +215,8 @@ impl Capture {
     ///
     /// Everything works without; connections then have no addresses.
     pub fn hook_sockets(&mut self) -> Result<SocketHook, Error> {
-        if let Some(error) = self.no_offsets.take() {
-            return Err(Error::NoOffsets(error));
+        if let Some(error) = &self.no_offsets {
+            return Err(Error::NoOffsets(error.to_string()));
         }
         // Before the ports are read, so that none is missed.
         self.attach_tracepoints("socket_state", &["inet_sock_set_state"])?;
@@ -224,6 +238,35 @@ impl Capture {
         Ok(SocketHook::Tracepoint)
     }
 
+    /// Forgets what was seen before, so that nothing of it is taken for what comes; to be called before hooks and probes are
+    /// put in place again.
+    pub fn begin_anew(&mut self) -> Result<(), Error> {
+        let now =
+            clock_gettime(ClockId::CLOCK_BOOTTIME).map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
+        // This clock always exists.
+        self.epoch = now.map_or(0, |now| now as u64);
+        let failed = |error: MapError| Error::from_aya("empty an eBPF map", error.into());
+        replace(self.map_as::<HashMap<_, u64, u8>>(names::OPENERS)?, &Default::default()).map_err(failed)?;
+        replace(self.map_as::<HashMap<_, u16, u8>>(names::LISTENERS)?, &Default::default()).map_err(failed)
+    }
+
+    /// Takes the programs off sockets, threads and processes.
+    pub fn unhook(&mut self) {
+        for hook in std::mem::take(&mut self.hooks) {
+            let taken = match hook {
+                Hook::Kprobe(name, link) => {
+                    self.program(name).map(|program: &mut KProbe| program.detach(link).err())
+                }
+                Hook::Tracepoint(name, link) => {
+                    self.program(name).map(|program: &mut RawTracePoint| program.detach(link).err())
+                }
+            };
+            if let Ok(Some(error)) = taken {
+                log::debug!("a hook could not be taken off: {error}");
+            }
+        }
+    }
+
     /// Captures nothing more, at once; the probes stay where they are.
     pub fn pause(&mut self) -> Result<(), Error> {
         let nothing = Filters { pids: [(0, choice::INCLUDE)].into(), ..Filters::default() };
@@ -232,9 +275,11 @@ impl Capture {
 
     /// Whether `program` is what its process id stands for.
     pub fn lives(&mut self, program: process::Program) -> bool {
+        // What was before we began anew counts no more.
+        let epoch = self.epoch;
         let ended: Result<HashMap<_, u32, u64>, _> = self.map_as(names::ENDED);
         // A process that none is known to have preceded has no entry.
-        ended.is_ok_and(|ended| ended.get(&program.pid, 0).unwrap_or(0) == program.life)
+        ended.is_ok_and(|ended| ended.get(&program.pid, 0).unwrap_or(0).max(epoch) == program.life)
     }
 
     /// The ring that the programs fill.
@@ -273,21 +318,28 @@ impl Capture {
         let program: &mut KProbe = self.program("socket_send")?;
         let sending = program.attach("tcp_sendmsg", 0).map_err(|error| failed("tcp_sendmsg", error))?;
         let program: &mut KProbe = self.program("socket_receive")?;
-        if let Err(error) = program.attach("tcp_recvmsg", 0) {
-            // Half of it would be worse than the other way.
-            let program: &mut KProbe = self.program("socket_send")?;
-            let _ = program.detach(sending);
-            return Err(failed("tcp_recvmsg", error));
+        match program.attach("tcp_recvmsg", 0) {
+            Ok(receiving) => {
+                self.hooks.push(Hook::Kprobe("socket_send", sending));
+                self.hooks.push(Hook::Kprobe("socket_receive", receiving));
+                Ok(())
+            }
+            Err(error) => {
+                // Half of it would be worse than the other way.
+                let program: &mut KProbe = self.program("socket_send")?;
+                let _ = program.detach(sending);
+                Err(failed("tcp_recvmsg", error))
+            }
         }
-        Ok(())
     }
 
     fn attach_tracepoints(&mut self, name: &'static str, tracepoints: &[&str]) -> Result<(), Error> {
-        let program: &mut RawTracePoint = self.program(name)?;
         for tracepoint in tracepoints {
-            program.attach(tracepoint).map_err(|error| {
+            let program: &mut RawTracePoint = self.program(name)?;
+            let link = program.attach(tracepoint).map_err(|error| {
                 Error::from_aya(&format!("attach to the tracepoint {tracepoint}"), error.into())
             })?;
+            self.hooks.push(Hook::Tracepoint(name, link));
         }
         Ok(())
     }
@@ -319,10 +371,10 @@ fn replace<K: aya::Pod + Eq + std::hash::Hash>(
 /// The programs for a function's entry and return.
 fn programs(function: Function) -> (&'static str, Option<&'static str>) {
     match function {
-        Function::Read => ("ssl_call", Some("ssl_read_return")),
-        Function::Write => ("ssl_call", Some("ssl_write_return")),
-        Function::ReadEx => ("ssl_call_ex", Some("ssl_read_return")),
-        Function::WriteEx => ("ssl_call_ex", Some("ssl_write_return")),
+        Function::Read => ("ssl_read", Some("ssl_return")),
+        Function::Write => ("ssl_write", Some("ssl_return")),
+        Function::ReadEx => ("ssl_read_ex", Some("ssl_return")),
+        Function::WriteEx => ("ssl_write_ex", Some("ssl_return")),
         Function::DoHandshake => ("ssl_call", Some("ssl_handshake_return")),
         Function::Free => ("ssl_free", None),
         Function::Clear => ("ssl_clear", None),

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::unistd::getuid;
+
 use super::{
     Error, abi,
     file::{self, Opened, Stamp},
@@ -47,6 +49,19 @@ pub struct Survey {
     pub processes: usize,
     /// Processes whose mappings could not be read.
     pub unreadable: usize,
+}
+
+impl Survey {
+    /// Says that there are processes that could not be looked into, if there are.
+    pub fn hidden(&self) -> Option<String> {
+        let Self { processes, unreadable, .. } = self;
+        let remedy = match getuid().is_root() {
+            true => "not even by root; a security module, or the container that this runs in, forbids it",
+            false => "by this user; root sees them",
+        };
+        (*unreadable > 0)
+            .then(|| format!("{unreadable} of {processes} processes can't be looked into {remedy}"))
+    }
 }
 
 /// Looks at everything, but for files whose path fits a pattern of `exclude`.

@@ -78,6 +78,7 @@ struct Watch {
 }
 
 impl Watch {
+    /// Until nobody wants to know any more.
     fn run(mut self) {
         let mut events = open();
         self.find(Finder::scan);
@@ -89,14 +90,13 @@ impl Watch {
                 None => SLOW_SCAN,
             };
             let left = pause.saturating_sub(checked.elapsed());
-            match &mut events {
-                Some(watched) => {
-                    if wait(watched, left) {
-                        thread::sleep(SETTLE);
-                        self.take(watched);
-                    }
+            match (wait(events.as_ref(), &self.ring, left), &mut events) {
+                (Woken::Unwanted, _) => return,
+                (Woken::Records, Some(watched)) => {
+                    thread::sleep(SETTLE);
+                    self.take(watched);
                 }
-                None => thread::sleep(left),
+                _ => {}
             }
             if checked.elapsed() < pause {
                 continue;
@@ -147,7 +147,7 @@ impl Watch {
     fn find(&mut self, look: impl FnOnce(&mut Finder, &mut dyn FnMut(Change))) {
         let Self { finder, sender, ring } = self;
         look(finder, &mut |change| {
-            // Both fail only when the other half of this process is ending.
+            // Both fail only when nobody wants to know any more.
             if sender.send(change).is_ok() {
                 let _ = ring.write(&[0]);
             }
@@ -167,21 +167,40 @@ fn open() -> Option<Events> {
         .ok()
 }
 
-/// Waits for records, at most for so long; says whether there are some.
-fn wait(events: &Events, most: Duration) -> bool {
-    let mut polled: Vec<PollFd<'_>> = events.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+/// What ended a wait.
+enum Woken {
+    Records,
+    Time,
+    /// Nobody will read what is found.
+    Unwanted,
+}
+
+/// Waits for records, where there are events, and at most for so long; `ring` tells when its reader is gone.
+fn wait(events: Option<&Events>, ring: &io::PipeWriter, most: Duration) -> Woken {
+    let records = events.into_iter().flat_map(Events::fds).map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let mut polled: Vec<PollFd<'_>> =
+        [PollFd::new(ring.as_fd(), PollFlags::empty())].into_iter().chain(records).collect();
     // A millisecond more, so as not to wake just before it.
     let timeout = PollTimeout::try_from(most + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
     if poll(&mut polled, timeout).is_err() {
-        return false;
+        return Woken::Time;
     }
-    let told =
-        |flags: PollFlags| polled.iter().any(|fd| fd.revents().is_some_and(|got| got.intersects(flags)));
-    if !told(PollFlags::POLLIN) && told(PollFlags::POLLHUP | PollFlags::POLLERR) {
+    let told = |fds: &[PollFd<'_>], flags: PollFlags| {
+        fds.iter().any(|fd| fd.revents().is_some_and(|got| got.intersects(flags)))
+    };
+    let broken = PollFlags::POLLHUP | PollFlags::POLLERR;
+    let (ring, events) = polled.split_at(1);
+    if told(ring, broken) {
+        return Woken::Unwanted;
+    }
+    if told(events, PollFlags::POLLIN) {
+        return Woken::Records;
+    }
+    if told(events, broken) {
         // An event of a CPU that is gone is ready for ever.
         thread::sleep(most.min(Duration::from_secs(1)));
     }
-    told(PollFlags::POLLIN)
+    Woken::Time
 }
 
 /// On Linux, of the calling thread alone. Source: setpriority(2), notes.

@@ -53,6 +53,8 @@ pub struct Server {
     pub stream: RefCell<Stream>,
     counters: Counters,
     changed: Event,
+    /// Somebody came or left.
+    crowd: Event,
     stopping: Cell<bool>,
     clients: Cell<u32>,
     handshakes: Cell<u32>,
@@ -88,6 +90,7 @@ impl Server {
             stream: RefCell::new(stream),
             counters,
             changed: Event::new(),
+            crowd: Event::new(),
             stopping: Cell::new(false),
             clients: Cell::new(0),
             handshakes: Cell::new(0),
@@ -124,6 +127,17 @@ impl Server {
             Timer::after(FAREWELL * 3).await;
         };
         future::or(all_gone, late).await;
+    }
+
+    /// Waits until somebody is connected, or until nobody is.
+    pub async fn has_clients(&self, wanted: bool) {
+        loop {
+            let listener = self.crowd.listen();
+            if (self.clients.get() > 0) == wanted {
+                return;
+            }
+            listener.await;
+        }
     }
 
     fn changed(&self) -> EventListener {
@@ -177,6 +191,7 @@ impl Server {
         };
         drop(handshake);
         let Some(place) = Place::take(&self.clients, self.max_clients) else { return };
+        self.crowd.notify(usize::MAX);
         self.note(|| format!("client connected peer={peer} clients={}", self.clients.get()));
         progress::prepare(&socket);
         let written = Cell::new(0);
@@ -193,6 +208,7 @@ impl Server {
             progress::reset(socket);
         }
         drop(place);
+        self.crowd.notify(usize::MAX);
         self.note(|| format!("client gone peer={peer} clients={}: {end}", self.clients.get()));
         self.wake();
     }

@@ -3,7 +3,7 @@
 //! Clients have no queues. Each holds a cursor, and one that falls behind learns how much it missed; it can neither slow
 //! another nor grow memory. A message that is being sent outlives its place in the journal, as `Bytes` are counted.
 
-use std::{collections::VecDeque, rc::Rc};
+use std::{collections::VecDeque, mem, rc::Rc};
 
 use bytes::Bytes;
 
@@ -171,9 +171,16 @@ impl Journal {
 }
 
 impl Drop for Journal {
-    /// Leaves nothing of the messages in memory that others may get.
     fn drop(&mut self) {
-        for entry in self.entries.drain(..) {
+        self.clear();
+    }
+}
+
+impl Journal {
+    /// Forgets all messages, which readers then have missed, and leaves nothing of them in memory that others may get.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        for entry in mem::take(&mut self.entries) {
             // What is still being sent is not ours alone.
             if let Ok(mut message) = entry.message.try_into_mut() {
                 message.fill(0);
@@ -197,6 +204,19 @@ mod tests {
 
     fn read(journal: &Journal, cursor: &mut Cursor) -> Option<Item> {
         journal.read(cursor, |_| true)
+    }
+
+    #[test]
+    fn what_is_forgotten_is_missed_and_the_numbers_go_on() {
+        let mut journal = journal_of(10);
+        let mut cursor = journal.end();
+        (0..3).for_each(|byte| journal.append(message(byte), None));
+        journal.clear();
+        assert_eq!((journal.used, journal.oldest(), journal.next_seq()), (0, journal.end(), 4));
+        journal.append(message(9), None);
+        assert_eq!(read(&journal, &mut cursor), Some(Item::Missed { messages: 3, bytes: 30 }));
+        assert_eq!(read(&journal, &mut cursor), Some(Item::Message(message(9))));
+        assert_eq!((read(&journal, &mut cursor), cursor.seq()), (None, 5));
     }
 
     /// Messages 1 to 8: a log line, then by turns events of process 0, events of process 1 and log lines.

@@ -97,6 +97,11 @@ impl Stream {
         self.journal.append(message, None);
     }
 
+    /// Forgets what the journal holds; the kept log lines stay.
+    pub fn forget(&mut self) {
+        self.journal.clear();
+    }
+
     /// Where the journal ends: a client that starts here gets what comes from now on.
     pub fn end(&self) -> Cursor {
         self.journal.end()

@@ -35,6 +35,8 @@ pub mod names {
     pub const COMMS: &str = "COMMS";
     /// `u16` TCP ports, in host order, that are listened on.
     pub const LISTENERS: &str = "LISTENERS";
+    /// See there.
+    pub const OPENERS: &str = "OPENERS";
     /// `u32` process id to the [`life`](crate::Header::life) that it is in.
     pub const ENDED: &str = "ENDED";
     /// A [`SocketOffsets`](crate::SocketOffsets).
@@ -157,7 +159,7 @@ const _: () = {
     assert!(size_of::<Record<256>>() == 144 + 256);
     assert!(size_of::<SocketOffsets>() == 32);
     assert!(size_of::<TaskOffsets>() == 16);
-    assert!(size_of::<Settings>() == 16 + 12 * MAX_UID_RANGES);
+    assert!(size_of::<Settings>() == 24 + 12 * MAX_UID_RANGES);
     assert!(size_of::<Tail>() == 16);
 };
 
@@ -249,6 +251,9 @@ pub const MAX_UID_RANGES: usize = 16;
 pub struct Settings {
     /// Bytes to keep of each call.
     pub snaplen: u64,
+    /// When capturing began, again perhaps, in nanoseconds since boot: what is remembered of before counts no more. 0: it has
+    /// gone on since the programs were loaded.
+    pub epoch: u64,
     /// Bits of [`filter`]; 0: everything is captured.
     pub filters: u32,
     /// How many of `uids` count.

@@ -17,7 +17,9 @@ use plaintap_abi::{CLASSES, Counter, Header, MAX_PIECES, PIECE, PIECE_SHIFT, Rec
 use crate::{
     filter::{comm, settings, wanted},
     memory::{at_most, read_user, user_value},
-    state::{self, Call, Connection, Failure, RING, Tally, Thread, connection_or_new, count, note},
+    state::{
+        self, Call, Connection, Failure, RING, Tally, Thread, connection_or_new, count, current_life, note,
+    },
 };
 
 /// OpenSSL's `SSL_ctrl` command for a host name. Source: openssl, include/openssl/tls1.h and ssl.h.
@@ -25,28 +27,44 @@ const SSL_CTRL_SET_TLSEXT_HOSTNAME: i32 = 55;
 /// Source: openssl, include/openssl/ssl.h.
 const SSL_EARLY_DATA_REJECTED: i32 = 1;
 
-/// `int SSL_read(SSL *ssl, void *buf, int num)`, `int SSL_write(SSL *ssl, const void *buf, int num)`, and those that take
-/// an SSL object alone.
+/// Functions that take an SSL object alone.
 #[uprobe]
 pub fn ssl_call(ctx: ProbeContext) -> u32 {
-    enter(&ctx, 0)
+    enter(&ctx, kind::READ, 0)
 }
 
-/// `int SSL_read_ex(SSL *ssl, void *buf, size_t num, size_t *readbytes)` and its like for writing; OpenSSL's calls for
-/// early data go through them.
+/// `int SSL_read(SSL *ssl, void *buf, int num)`
 #[uprobe]
-pub fn ssl_call_ex(ctx: ProbeContext) -> u32 {
-    enter(&ctx, ctx.arg(3).unwrap_or(0))
+pub fn ssl_read(ctx: ProbeContext) -> u32 {
+    enter(&ctx, kind::READ, 0)
 }
 
-#[uretprobe]
-pub fn ssl_read_return(ctx: RetProbeContext) -> u32 {
-    leave(&ctx, kind::READ)
+/// `int SSL_write(SSL *ssl, const void *buf, int num)`
+#[uprobe]
+pub fn ssl_write(ctx: ProbeContext) -> u32 {
+    enter(&ctx, kind::WRITTEN, 0)
 }
 
+/// `int SSL_read_ex(SSL *ssl, void *buf, size_t num, size_t *readbytes)`; OpenSSL's call for early data goes through it.
+#[uprobe]
+pub fn ssl_read_ex(ctx: ProbeContext) -> u32 {
+    enter(&ctx, kind::READ, ctx.arg(3).unwrap_or(0))
+}
+
+/// `int SSL_write_ex(SSL *ssl, const void *buf, size_t num, size_t *written)`, and as above.
+#[uprobe]
+pub fn ssl_write_ex(ctx: ProbeContext) -> u32 {
+    enter(&ctx, kind::WRITTEN, ctx.arg(3).unwrap_or(0))
+}
+
+/// The return of all four. One program, because the verifier follows each of the pieces that a call may have: most of what
+/// loading takes.
 #[uretprobe]
-pub fn ssl_write_return(ctx: RetProbeContext) -> u32 {
-    leave(&ctx, kind::WRITTEN)
+pub fn ssl_return(ctx: RetProbeContext) -> u32 {
+    if let Err(failure) = try_leave(&ctx) {
+        note(failure);
+    }
+    0
 }
 
 /// `int SSL_do_handshake(SSL *ssl)`, for the sockets that it uses.
@@ -107,30 +125,22 @@ pub fn ssl_early_data_status_return(ctx: RetProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn enter(ctx: &ProbeContext, length_at: u64) -> u32 {
-    if let Err(failure) = try_enter(ctx, length_at) {
+fn enter(ctx: &ProbeContext, kind: u8, length_at: u64) -> u32 {
+    if let Err(failure) = try_enter(ctx, kind, length_at) {
         note(failure);
     }
     0
 }
 
 #[inline(always)]
-fn leave(ctx: &RetProbeContext, kind: u8) -> u32 {
-    if let Err(failure) = try_leave(ctx, kind) {
-        note(failure);
-    }
-    0
-}
-
-#[inline(always)]
-fn try_enter(ctx: &ProbeContext, length_at: u64) -> Result<(), Failure> {
+fn try_enter(ctx: &ProbeContext, kind: u8, length_at: u64) -> Result<(), Failure> {
     if !settings().is_some_and(wanted) {
         return Err(Failure::NotOurs);
     }
     let ssl = ctx.arg(0).ok_or(Failure::NotOurs)?;
     let buffer = ctx.arg(1).ok_or(Failure::NotOurs)?;
     let stack = stack_at_return(ctx);
-    state::thread_or_new()?.enter(Call { ssl, buffer, length_at, stack })
+    state::thread_or_new()?.enter(Call { ssl, buffer, length_at, stack, kind: kind.into() })
 }
 
 /// The call that returns now, and its thread.
@@ -146,7 +156,7 @@ fn left_call(ctx: &RetProbeContext) -> Result<(Call, &'static mut Thread), Failu
 }
 
 #[inline(always)]
-fn try_leave(ctx: &RetProbeContext, kind: u8) -> Result<(), Failure> {
+fn try_leave(ctx: &RetProbeContext) -> Result<(), Failure> {
     let (call, thread) = left_call(ctx)?;
     let result: i32 = ctx.ret();
     if result <= 0 {
@@ -160,11 +170,11 @@ fn try_leave(ctx: &RetProbeContext, kind: u8) -> Result<(), Failure> {
     if moved == 0 {
         return Err(Failure::NotOurs);
     }
-    let written = kind == kind::WRITTEN;
-    let connection = connection_or_new(call.ssl)?;
+    let written = call.kind == u64::from(kind::WRITTEN);
+    let connection = connection_or_new(call.ssl, thread.life)?;
     let snaplen = settings().map_or(0, |settings| settings.snaplen);
     let kept = if moved > snaplen { snaplen } else { moved };
-    let mut header = header(connection, kind);
+    let mut header = header(connection, call.kind as u8);
     let way = usize::from(written);
     header.call_start = connection.offsets[way];
     header.kept_end = header.call_start + kept;
@@ -185,7 +195,7 @@ fn try_host_name(ssl: u64, name: u64) -> Result<(), Failure> {
     if name == 0 || !settings().is_some_and(wanted) {
         return Err(Failure::NotOurs);
     }
-    let connection = connection_or_new(ssl)?;
+    let connection = connection_or_new(ssl, current_life())?;
     let mut entry =
         RING.reserve::<Record<{ CLASSES[0] }>>(0).ok_or(Failure::Counted(Counter::RingFullRecords))?;
     let record = entry.as_mut_ptr();
@@ -213,7 +223,7 @@ fn try_early_data_rejected(ssl: u64) -> Result<(), Failure> {
     if !settings().is_some_and(wanted) {
         return Err(Failure::NotOurs);
     }
-    let connection = connection_or_new(ssl)?;
+    let connection = connection_or_new(ssl, current_life())?;
     if connection.early_data_rejected != 0 {
         return Err(Failure::NotOurs);
     }

@@ -49,9 +49,8 @@ fn try_bio_write(data: u64, length: i32) -> Result<(), Failure> {
     if length < size_of::<Start>() as i32 {
         return Err(Failure::NotOurs);
     }
-    let call = state::thread().and_then(|thread| thread.current()).ok_or(Failure::NotOurs)?;
-    let ssl = call.ssl;
-    if connection_or_new(ssl)?.socket != 0 {
+    let (ssl, life) = state::thread().and_then(|thread| thread.object()).ok_or(Failure::NotOurs)?;
+    if connection_or_new(ssl, life)?.socket != 0 {
         return Err(Failure::NotOurs);
     }
     let start = user_value(data).ok_or(Failure::NotOurs)?;

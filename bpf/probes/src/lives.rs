@@ -35,17 +35,19 @@ pub fn ssl_clear(ctx: ProbeContext) -> u32 {
 /// On sched_process_exit, which every thread passes.
 #[raw_tracepoint]
 pub fn thread_exit(ctx: RawTracePointContext) -> i32 {
-    end_thread();
+    end_thread(bpf_get_current_pid_tgid() as u32);
     if is_last(ctx.arg(0)) {
         end_process();
     }
     0
 }
 
-/// On sched_process_exec: the process goes on with one thread, in another program.
+/// On sched_process_exec: the process goes on with one thread, in another program. That thread has had another id, argument 1,
+/// if it was not the first.
 #[raw_tracepoint]
-pub fn program_exec(_ctx: RawTracePointContext) -> i32 {
-    end_thread();
+pub fn program_exec(ctx: RawTracePointContext) -> i32 {
+    end_thread(bpf_get_current_pid_tgid() as u32);
+    end_thread(ctx.arg(1));
     end_process();
     0
 }

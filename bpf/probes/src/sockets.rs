@@ -120,18 +120,18 @@ fn used(socket: u64, sends: bool) {
 
 #[inline(always)]
 fn try_used(socket: u64, sends: bool) -> Result<(), Failure> {
-    let caller = state::thread().and_then(|thread| thread.current()).map(|call| call.ssl);
+    let caller = state::thread().and_then(|thread| thread.object());
     // Nearly every call ends here: the thread is inside no TLS call, and the process has no TLS connections.
-    let ssl = match caller {
-        Some(ssl) => ssl,
-        None if sends => engines::writer().ok_or(Failure::NotOurs)?,
+    let (ssl, life) = match caller {
+        Some(object) => object,
+        None if sends => (engines::writer().ok_or(Failure::NotOurs)?, state::current_life()),
         None => return Err(Failure::NotOurs),
     };
     let offsets = offsets().ok_or(Failure::NotOurs)?;
     if !is_tcp(socket, &offsets) {
         return Err(Failure::NotOurs);
     }
-    let connection = connection_or_new(ssl)?;
+    let connection = connection_or_new(ssl, life)?;
     // What an SSL object wrote may pass through several sockets, as through a proxy's: the first is its own.
     if caller.is_none() && connection.socket != 0 {
         return Ok(());

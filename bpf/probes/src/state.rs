@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use plaintap_abi::{Counter, Endpoints, MAX_NESTING, TAIL_WAYS, TAILS, Tail, tail_place};
 
-use crate::memory::at_most;
+use crate::{filter::settings, memory::at_most};
 
 /// The agent sets its size.
 #[map]
@@ -59,6 +59,8 @@ pub struct Call {
     pub length_at: u64,
     /// The user stack pointer that the return will show.
     pub stack: u64,
+    /// What the call's bytes are, one of [`kind`](plaintap_abi::kind).
+    pub kind: u64,
 }
 
 /// What one thread is doing. Only that thread touches it.
@@ -69,6 +71,8 @@ pub struct Thread {
     /// The calls that it is inside, outermost first.
     calls: [Call; MAX_NESTING],
     pub tally: Tally,
+    /// The life of the thread's process id, as in [`Header`](plaintap_abi::Header): it lasts as long as the thread.
+    pub life: u64,
 }
 
 /// What of one call could not be sent. Kept in a map and not on the stack: there the verifier would follow each way that a
@@ -171,13 +175,20 @@ fn leave_tail(connection_id: u64, end: u64) {
     }
 }
 
-/// The current thread's state, if it was ever seen inside a call.
+/// The current thread's state, if it was seen inside a call since capturing began.
 #[inline(always)]
 pub fn thread() -> Option<&'static mut Thread> {
     let place = THREADS.get_ptr_mut(bpf_get_current_pid_tgid())?;
     // SAFETY: a map value is aligned and outlives the program's run; only this thread uses this one, and its programs
     // never interrupt one another.
-    Some(unsafe { &mut *place })
+    let thread = unsafe { &mut *place };
+    (thread.life >= epoch()).then_some(thread)
+}
+
+/// When capturing began.
+#[inline(always)]
+fn epoch() -> u64 {
+    settings().map_or(0, |settings| settings.epoch)
 }
 
 /// The current thread's state, made if there is none.
@@ -193,45 +204,49 @@ pub fn thread_or_new() -> Result<&'static mut Thread, Failure> {
 #[inline(never)]
 fn new_thread() {
     // SAFETY: all words are plain numbers, for which zero is a value.
-    let new: Thread = unsafe { core::mem::zeroed() };
+    let mut new: Thread = unsafe { core::mem::zeroed() };
+    new.life = current_life();
     let _ = THREADS.insert(bpf_get_current_pid_tgid(), &new, 0);
 }
 
-/// What is known of the SSL object `ssl` of the current process; made if it is new.
+/// What is known of the SSL object `ssl` in this `life` of the current process's id; made if it is new.
 #[inline(always)]
-pub fn connection_or_new(ssl: u64) -> Result<&'static mut Connection, Failure> {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let key = ConnectionKey { ssl, pid: pid.into() };
+pub fn connection_or_new(ssl: u64, life: u64) -> Result<&'static mut Connection, Failure> {
+    let pid = bpf_get_current_pid_tgid() >> 32;
+    let key = ConnectionKey { ssl, pid };
     if let Some(place) = CONNECTIONS.get_ptr_mut(key) {
         // SAFETY: as below.
         let connection = unsafe { &mut *place };
-        if connection.life == life(pid) {
+        if connection.life == life {
             return Ok(connection);
         }
         let _ = CONNECTIONS.remove(key);
     }
-    new_connection(ssl, pid);
+    new_connection(ssl, life);
     let place = CONNECTIONS.get_ptr_mut(key).ok_or(Failure::Counted(Counter::MapFullCalls))?;
     // SAFETY: a map value is aligned and outlives the program's run. Threads that share an SSL object take turns, as
     // the TLS library asks of them; should they not, offsets are off and nothing worse.
     Ok(unsafe { &mut *place })
 }
 
-/// Which life of process id `pid` this is.
+/// Which life of the current process's id this is. A [`Thread`] knows it too.
 #[inline(always)]
-fn life(pid: u32) -> u64 {
+pub fn current_life() -> u64 {
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: a map value is aligned and outlives the program's run.
-    ENDED.get_ptr(pid).map_or(0, |ended| unsafe { *ended })
+    let began = ENDED.get_ptr(pid).map_or(0, |ended| unsafe { *ended });
+    if began < epoch() { epoch() } else { began }
 }
 
 #[inline(never)]
-fn new_connection(ssl: u64, pid: u32) {
+fn new_connection(ssl: u64, life: u64) {
     // SAFETY: all words are plain numbers, for which zero is a value; the helpers take no arguments.
     let (mut new, time, cpu): (Connection, u64, u32) =
         unsafe { (core::mem::zeroed(), bpf_ktime_get_boot_ns(), bpf_get_smp_processor_id()) };
     // No CPU makes two connections within 16 ns. 5.10 has no atomic add that tells the sum, so a counter can't serve.
     new.id = (time >> 4) << 12 | u64::from(cpu & 0xfff);
-    new.life = life(pid);
+    new.life = life;
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let _ = PROCESSES.insert(pid, 0, 0);
     // Another thread may have been faster: then its entry is the one.
     let _ = CONNECTIONS.insert(ConnectionKey { ssl, pid: pid.into() }, &new, BPF_NOEXIST.into());
@@ -258,10 +273,11 @@ pub fn end_connection(ssl: u64) {
     let _ = CONNECTIONS.remove(ConnectionKey { ssl, pid });
 }
 
-/// Forgets the current thread.
+/// Forgets the thread `tid` of the current process.
 #[inline(always)]
-pub fn end_thread() {
-    let _ = THREADS.remove(bpf_get_current_pid_tgid());
+pub fn end_thread(tid: u32) {
+    let pid = bpf_get_current_pid_tgid() >> 32;
+    let _ = THREADS.remove(pid << 32 | u64::from(tid));
 }
 
 /// Ends this life of the current process's id: what it left behind is not the next one's.
@@ -306,6 +322,13 @@ impl Thread {
     #[inline(always)]
     pub fn current(&mut self) -> Option<&mut Call> {
         if self.depth == 0 { None } else { Some(self.place(self.depth - 1)) }
+    }
+
+    /// The SSL object of that call, and the life of the process id that it belongs to.
+    #[inline(always)]
+    pub fn object(&mut self) -> Option<(u64, u64)> {
+        let life = self.life;
+        self.current().map(|call| (call.ssl, life))
     }
 
     /// Forgets calls whose frames are no longer on the stack: left by longjmp or an exception, they never return.

@@ -31,6 +31,7 @@ const QUESTIONS: &str = "echo machine $(uname -m); echo kernel $(uname -r); \
     if [ -d \"$d\" ] && [ -w \"$d\" ]; then echo folder \"$d\"; break; fi; done";
 
 /// A device that can be used.
+#[derive(Clone)]
 pub struct Device {
     /// The adb server that leads to it.
     pub server: Server,

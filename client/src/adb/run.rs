@@ -1,9 +1,8 @@
 //! `plaintap adb`: one command from the cable to plaintext, and back to how the device was.
 
 use std::{
-    io,
-    process::exit,
-    sync::{Arc, Mutex, PoisonError},
+    io, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -11,12 +10,13 @@ use std::{
 use super::{
     AdbArgs, Error,
     agent::{self, Agent},
-    device::{self, Device},
+    device::{self, Device, Root},
     server::Server,
 };
 use crate::{
     address::Address,
     args::WatchArgs,
+    consume::{self, Interrupt},
     note::{self, note},
     source::{Patience, Source},
     watch,
@@ -35,7 +35,7 @@ pub enum RunError {
     Adb(#[from] Error),
     /// It watched, and then no more.
     #[error(transparent)]
-    Watch(#[from] watch::Error),
+    Watch(#[from] consume::Error),
     /// The agent would listen where adb does not lead.
     #[error(
         "adb does not lead to where --ecaptureq says: give one ws://127.0.0.1:PORT/ or ws+unix:@NAME too"
@@ -46,15 +46,17 @@ pub enum RunError {
         "{0} on the device is taken already; is it plaintapd, plaintap watch adb: shows it; else choose another port: -- --ecaptureq ws://127.0.0.1:9000/"
     )]
     Taken(String),
-    /// Ctrl-C could not be prepared for.
-    #[error("can't wait for Ctrl-C")]
-    Signals(#[source] ctrlc::Error),
 }
 
 /// What is to be undone in the end.
 struct Begun {
     device: Device,
-    agent: Agent,
+    root: Root,
+    /// The agent's program there.
+    path: String,
+    /// The agent, once it serves.
+    agent: Option<Agent>,
+    /// The port of this computer that leads to it; 0: none yet.
     port: u16,
 }
 
@@ -87,22 +89,29 @@ pub fn run(args: AdbArgs) -> Result<(), RunError> {
     let url = Address::device_at(device.serial.clone(), place.clone());
     // It listens before its programs are loaded, and answers only then.
     let serves = || Source::connect(&url, Patience { connect: ANSWER, ..Patience::default() }).is_ok();
-    let agent = Agent::start(&device, &facts, root, &path, &flags, serves)?;
-    let serial = device.serial.clone();
-    let begun = Arc::new(Mutex::new(Some(Begun { device, agent, port: 0 })));
+    let begun = Begun { device: device.clone(), root, path: path.clone(), agent: None, port: 0 };
+    let begun = Arc::new(Mutex::new(Some(begun)));
+    let interrupt = Interrupt::new()?;
     let interrupted = begun.clone();
-    let end = move || {
+    interrupt.first(move || {
         // Held until the end: the watching thread has no news for anybody in the agent's end.
-        let _mine = io::stderr().lock();
-        exit(i32::from(!finish(&interrupted)))
-    };
-    let watched = ctrlc::set_handler(end).map_err(RunError::Signals);
-    let watched = watched.and_then(|()| {
-        forward(&begun, &serial, args.port, &place)?;
-        Ok(watch::run(watch_args(args, url))?)
+        mem::forget(io::stderr().lock());
+        finish(&interrupted)
+    });
+    let started = Agent::start(&device, &facts, root, &path, &flags, serves).map_err(RunError::Adb);
+    let watched = started.and_then(|agent| {
+        if let Some(begun) = lock(&begun).as_mut() {
+            begun.agent = Some(agent);
+        }
+        forward(&begun, &device.serial, args.port, &place)?;
+        Ok(watch::run_until(&interrupt, watch_args(args, url))?)
     });
     finish(&begun);
     watched
+}
+
+fn lock(begun: &Mutex<Option<Begun>>) -> MutexGuard<'_, Option<Begun>> {
+    begun.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn watch_args(args: AdbArgs, url: Address) -> WatchArgs {
@@ -146,13 +155,13 @@ fn versions(device: &Device, path: &str) -> Result<(), Error> {
 /// Has a port of this computer lead to the agent, for other viewers, and sees to it that it does so again when the device
 /// was away. What is watched here takes a way of its own.
 fn forward(begun: &Arc<Mutex<Option<Begun>>>, serial: &str, port: u16, place: &str) -> Result<(), Error> {
-    let mut guard = begun.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut guard = lock(begun);
     let Some(now) = guard.as_mut() else { return Ok(()) };
     now.port = now.device.server.forward(serial, port, place)?;
     let (server, port) = (now.device.server.clone(), now.port);
     note(&format!(
-        "plaintapd runs on the device (pid {}); for other viewers and browsers: http://127.0.0.1:{port}/",
-        now.agent.pid()
+        "plaintapd runs on the device{}; for other viewers and browsers: http://127.0.0.1:{port}/",
+        pid(now.agent.as_ref())
     ));
     drop(guard);
     let (begun, serial, place) = (begun.clone(), serial.to_owned(), place.to_owned());
@@ -160,7 +169,7 @@ fn forward(begun: &Arc<Mutex<Option<Begun>>>, serial: &str, port: u16, place: &s
         loop {
             // Each change of the devices is a moment to look.
             let ended = server.track(|devices| {
-                let guard = begun.lock().unwrap_or_else(PoisonError::into_inner);
+                let guard = lock(&begun);
                 let here = devices.iter().any(|entry| entry.serial == serial && entry.state == "device");
                 // Not one that is just being taken away.
                 if guard.is_some()
@@ -181,23 +190,34 @@ fn leads(forwards: &[String], port: u16, place: &str) -> bool {
     forwards.iter().any(|forward| *forward == format!("tcp:{port} {place}"))
 }
 
+/// ` (pid N)`, if it is known.
+fn pid(agent: Option<&Agent>) -> String {
+    agent.map_or_else(String::new, |agent| format!(" (pid {})", agent.pid()))
+}
+
 /// Ends the agent and takes the forward away, once; whether that worked.
 fn finish(begun: &Mutex<Option<Begun>>) -> bool {
-    let Some(Begun { device, agent, port }) = begun.lock().unwrap_or_else(PoisonError::into_inner).take()
-    else {
-        return true;
+    let Some(Begun { device, root, path, agent, port }) = lock(begun).take() else { return true };
+    if port != 0 {
+        // It may have gone with the device.
+        let _ = device.server.remove_forward(&device.serial, port);
+    }
+    let ended = match &agent {
+        Some(agent) => agent.end(&device).map(|()| true),
+        // It may be starting.
+        None => agent::end_others(&device, root, &path),
     };
-    // It may have gone with the device.
-    let _ = device.server.remove_forward(&device.serial, port);
-    match agent.end(&device) {
-        Ok(()) => {
-            note("ended plaintapd on the device");
+    match ended {
+        Ok(ran) => {
+            if ran {
+                note("ended plaintapd on the device");
+            }
             true
         }
         Err(error) => {
             note(&format!(
-                "plaintapd runs on, on the device (pid {}); the next plaintap adb ends it: {}",
-                agent.pid(),
+                "plaintapd may run on, on the device{}; the next plaintap adb ends it: {}",
+                pid(agent.as_ref()),
                 note::chain(&error)
             ));
             false

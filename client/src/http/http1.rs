@@ -374,7 +374,12 @@ impl Http1 {
                 continue;
             }
             if let Some((exchange, _)) = self.current(side) {
-                exchange.notes.push("ends with the connection: no more came so far".to_owned());
+                exchange
+                    .notes
+                    .push("its end is the connection's, which is not told: no more came so far".to_owned());
+                if let Some(response) = &mut exchange.response {
+                    response.message.complete = true;
+                }
             }
             (self.halves[side].state, self.halves[side].current, self.halves[side].raw) =
                 (State::Head, None, true);

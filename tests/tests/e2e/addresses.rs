@@ -1,12 +1,15 @@
 //! Who talks to whom: addresses, ports, threads, and which side opened the connection.
 
-use anyhow::Result;
-use plaintap_proto::Direction;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use plaintap_proto::{Direction, Event};
 use plaintap_tests::agent::Agent;
 use plaintap_tests::conversation::{self, Half, ends, uuid};
-use plaintap_tests::driver::{Connection, Driver, Side};
-use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, OPENSSL};
+use plaintap_tests::driver::{Connection, Driver, Side, certificate};
+use plaintap_tests::process::Process;
+use plaintap_tests::stream::{Client, Received};
+use plaintap_tests::{BORINGSSL, OPENSSL, need, net, until};
 
 /// Sends both ways over `connection` and checks the addresses of all four halves.
 fn are_right(
@@ -85,6 +88,89 @@ fn ipv4_addresses_are_right_on_a_connection_older_than_the_agent() -> Result<()>
 #[test]
 fn ipv6_addresses_are_right_on_a_connection_older_than_the_agent() -> Result<()> {
     are_right_on_an_old_connection(BORINGSSL, "::1", "[::1]")
+}
+
+/// What `event` says of its ends, if it says anything.
+fn known(event: &Event) -> Option<String> {
+    (event.src_port != 0 || event.src_ip != "0.0.0.0").then(|| ends(event))
+}
+
+#[test]
+fn without_btf_kprobes_tell_addresses_and_nothing_else_tells_wrong_ones() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let pid = driver.pid().to_string();
+    let agent = Agent::without_btf(&["--library", BORINGSSL, "--pid", &pid])?;
+    let has_kprobes = agent.log().all().iter().any(|line| line.contains("addresses hook=kprobe"));
+    let mut client = Client::connect(&agent.url)?;
+    let connections = [driver.open()?, driver.open()?];
+    for seed in 0..10 {
+        for connection in &connections {
+            driver.use_connection(connection)?;
+            driver.write(Side::Client, 100, seed)?;
+            driver.write(Side::Server, 100, seed)?;
+        }
+    }
+    let total = 4 * 10 * connections.len();
+    client.wait_for("all events", |seen| {
+        (seen.iter().filter_map(Received::event).count() == total).then_some(())
+    })?;
+    let expected = connections.map(|connection| {
+        format!("127.0.0.1:{}-127.0.0.1:{}", connection.client_port, connection.server_port)
+    });
+    for event in client.events() {
+        // The process has more than one connection: without a hook it says nothing.
+        ensure!(known(event).is_some() == has_kprobes, "{event:?}");
+        ensure!(known(event).is_none_or(|ends| expected.contains(&ends)), "{event:?}");
+    }
+    driver.quit()
+}
+
+#[test]
+fn without_btf_a_program_with_one_connection_has_its_addresses() -> Result<()> {
+    let openssl = need::program("openssl", "openssl")?;
+    let certificate = certificate()?;
+    let port = net::free_port()?;
+    let mut command = Command::new(&openssl);
+    let mut server = Process::start(
+        command
+            .args(["s_server", "-quiet", "-naccept", "1", "-accept", &port.to_string()])
+            .args(["-cert", "cert.pem", "-key", "key.pem"])
+            .current_dir(certificate.path()),
+    )?;
+    until("openssl to listen", || Ok(net::listens(port)?.then_some(())))?;
+    let mut command = Command::new(&openssl);
+    let mut peer =
+        Process::start(command.args(["s_client", "-quiet", "-connect", &format!("127.0.0.1:{port}")]))?;
+    let client_port = until("openssl to connect", || Ok(net::clients_of(port)?.pop()))?;
+    let pids = [peer.pid(), server.pid()];
+    let [one, other] = pids.map(|pid| pid.to_string());
+    let agent = Agent::without_btf(&["--library", OPENSSL, "--pid", &one, "--pid", &other])?;
+    let mut client = Client::connect(&agent.url)?;
+    let expected = format!("127.0.0.1:{client_port}-127.0.0.1:{port}");
+    for round in 0.. {
+        ensure!(round < 100, "no addresses after {round} lines each way");
+        let line = format!("line {round}\n");
+        peer.write(line.as_bytes())?;
+        server.stdout.wait_for(round, "the client's line", |_| true)?;
+        server.write(line.as_bytes())?;
+        peer.stdout.wait_for(round, "the server's line", |_| true)?;
+        let seen = 4 * (round + 1);
+        client.wait_for("the lines", |all| {
+            (all.iter().filter_map(Received::event).count() == seen).then_some(())
+        })?;
+        ensure!(client.events().filter_map(known).all(|ends| ends == expected), "a wrong address");
+        let told = |pid: &u32| {
+            let ends: Vec<_> =
+                client.events().filter(|event| event.pid == i64::from(*pid)).map(known).collect();
+            // Once known, always.
+            ensure!(ends.is_sorted(), "{ends:?}");
+            Ok(ends.last().is_some_and(Option::is_some))
+        };
+        if pids.iter().map(told).collect::<Result<Vec<_>>>()?.iter().all(|told| *told) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -8,6 +8,7 @@ use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::certificate;
 use plaintap_tests::process::Process;
 use plaintap_tests::{OPENSSL, need, net, until};
+use tempfile::TempDir;
 
 /// An agent, and `plaintap watch` as its client.
 struct Watched {
@@ -17,7 +18,12 @@ struct Watched {
 
 impl Watched {
     fn start(filter: &str) -> Result<Self> {
-        let agent = Agent::start(&["--library", OPENSSL])?;
+        Self::over(&["--library", OPENSSL], filter)
+    }
+
+    /// Sees what the agent with these flags does.
+    fn over(flags: &[&str], filter: &str) -> Result<Self> {
+        let agent = Agent::start(flags)?;
         let mut command = Command::new(need::binary("plaintap")?);
         command.args(["watch", &agent.url, "--filter", filter]);
         let plaintap = Process::start(&mut command)?;
@@ -50,6 +56,34 @@ fn run(command: &mut Command) -> Result<Vec<String>> {
     Ok(said)
 }
 
+/// A server of HTTP/1.1 over TLS, and its port.
+fn https(certificate: &TempDir) -> Result<(Process, String)> {
+    let mut command = Command::new("/usr/bin/python3");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/programs/https.py"));
+    command.arg(certificate.path().join("cert.pem")).arg(certificate.path().join("key.pem"));
+    let server = Process::start(&mut command)?;
+    let (_, port) = server.stdout.wait_for(0, "its port", |_| true)?;
+    Ok((server, port))
+}
+
+/// A program of `programs/` for node, which has said that it is ready, and the file that has its TLS code: Debian's node uses
+/// the system's library, others bring their own.
+fn node(program: &str, certificate: &TempDir) -> Result<(Process, String, String)> {
+    let mut command = Command::new(need::program("node", "nodejs")?);
+    command.arg(format!("{}/programs/{program}", env!("CARGO_MANIFEST_DIR")));
+    command.arg(certificate.path().join("cert.pem")).arg(certificate.path().join("key.pem"));
+    let process = Process::start(&mut command)?;
+    let said = process.stdout.wait_for(0, "its first line", |_| true);
+    let (_, line) = said.with_context(|| process.stderr.all().join("\n"))?;
+    let maps = fs::read_to_string(format!("/proc/{}/maps", process.pid()))?;
+    let library = if maps.contains(OPENSSL) {
+        OPENSSL.to_owned()
+    } else {
+        fs::read_link(format!("/proc/{}/exe", process.pid()))?.to_string_lossy().into_owned()
+    };
+    Ok((process, line, library))
+}
+
 fn curl() -> Result<Command> {
     let mut curl = Command::new(need::program("curl", "curl")?);
     curl.args(["--silent", "--insecure", "--max-time", "15"]);
@@ -59,11 +93,7 @@ fn curl() -> Result<Command> {
 #[test]
 fn http1_of_curl_and_python_is_paired_unchunked_and_decoded() -> Result<()> {
     let certificate = certificate()?;
-    let mut command = Command::new("/usr/bin/python3");
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/programs/https.py"));
-    command.arg(certificate.path().join("cert.pem")).arg(certificate.path().join("key.pem"));
-    let server = Process::start(&mut command)?;
-    let (_, port) = server.stdout.wait_for(0, "its port", |_| true)?;
+    let (_server, port) = https(&certificate)?;
     let at = |path: &str| format!("https://127.0.0.1:{port}{path}");
     let watched = Watched::start(&format!("host=127.0.0.1:{port} and process=curl"))?;
 
@@ -197,5 +227,99 @@ fn websocket_messages_over_tls_are_unmasked_joined_and_inflated() -> Result<()> 
         let block = watched.block(&[line])?;
         ensure!(marked(&block, mark).concat() == text, "{block:#?}");
     }
+    Ok(())
+}
+
+#[test]
+fn requests_in_a_row_before_any_answer_have_their_own_answers() -> Result<()> {
+    let certificate = certificate()?;
+    let (_server, port) = https(&certificate)?;
+    let watched = Watched::start(&format!("host=pipe.example:{port} and process=pipeliner"))?;
+    let script = "import socket, ssl, sys
+open('/proc/self/comm', 'w').write('pipeliner')
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+tls = context.wrap_socket(socket.create_connection(('127.0.0.1', int(sys.argv[1]))))
+paths = ['/gzip', '/nowhere', '/chunked', '/image']
+close = {paths[-1]: 'Connection: close\\r\\n'}
+tls.sendall(b''.join(f'GET {path} HTTP/1.1\\r\\nHost: pipe.example:{sys.argv[1]}\\r\\n{close.get(path) or str()}\\r\\n'.encode() for path in paths))
+while tls.recv(65536):
+    pass
+print('done')";
+    let said = run(Command::new("/usr/bin/python3").args(["-c", script, &port]))?;
+    ensure!(said == ["done"], "{said:?}");
+    let at = |path: &str| format!("https://pipe.example:{port}{path}");
+    let block = watched.block(&["GET", &at("/gzip"), " 200 in "])?;
+    ensure!(marked(&block, "<").contains(&"  \"path\": \"/gzip\","), "{block:#?}");
+    let block = watched.block(&["GET", &at("/nowhere"), " 404 in "])?;
+    ensure!(marked(&block, "<").last() == Some(&r"nothing here\x1b[2J"), "{block:#?}");
+    let block = watched.block(&["GET", &at("/chunked"), " 200 in "])?;
+    ensure!(marked(&block, "<").last() == Some(&"X-Trailer: the end"), "{block:#?}");
+    let block = watched.block(&["GET", &at("/image"), " 200 in "])?;
+    ensure!(marked(&block, "<").last() == Some(&"(PNG image, 108 bytes sent)"), "{block:#?}");
+    Ok(())
+}
+
+#[test]
+fn http2_streams_of_node_are_told_apart() -> Result<()> {
+    let certificate = certificate()?;
+    let (mut program, port, library) = node("h2.mjs", &certificate)?;
+    // Its client's end: TLS there asks for no name, and :authority has the port.
+    let watched =
+        Watched::over(&["--library", &library], &format!("host=127.0.0.1:{port} pid={}", program.pid()))?;
+    program.write(b"many 30\n")?;
+    program.stdout.wait_for(1, "its end", |line| line == "done")?;
+    for number in 0..30 {
+        let block =
+            watched.block(&["POST", &format!("https://127.0.0.1:{port}/many/{number} "), " 200 in "])?;
+        let body = format!("word-{number}-").repeat(number + 1);
+        ensure!(marked(&block, ">").contains(&body.as_str()), "{block:#?}");
+        let answer = format!("you said {body} to /many/{number}");
+        ensure!(marked(&block, "<").ends_with(&[&answer, "x-last: word"]), "{block:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_http2_connection_older_than_the_agent_shows_what_can_be_known() -> Result<()> {
+    let certificate = certificate()?;
+    let (mut program, port, library) = node("h2.mjs", &certificate)?;
+    program.write(b"get /before\n")?;
+    program.stdout.wait_for(1, "an answer", |line| line.starts_with("200 "))?;
+    let watched = Watched::over(&["--library", &library], &format!("pid={}", program.pid()))?;
+    for path in ["/midway", "/later"] {
+        program.write(format!("get {path}\n").as_bytes())?;
+        program.stdout.wait_for(2, "an answer", |line| line.ends_with(path))?;
+        let block = watched.block(&["GET", path, " 200 in "])?;
+        // These came in a table that was filled before.
+        ensure!(!block.iter().any(|line| line.contains("remembered")), "{block:#?}");
+        ensure!(marked(&block, ">").contains(&"?: ?"), "{block:#?}");
+        ensure!(marked(&block, "<").contains(&format!("you said  to {path}").as_str()), "{block:#?}");
+    }
+    let shown = watched.plaintap.stdout.all();
+    ensure!(!shown.iter().any(|line| line.contains("/before")), "port {port}: {shown:#?}");
+    ensure!(shown.iter().any(|line| line.contains("HTTP/2 joined midway")), "{shown:#?}");
+    Ok(())
+}
+
+#[test]
+fn grpc_calls_show_their_messages_and_status() -> Result<()> {
+    let certificate = certificate()?;
+    let (mut program, _, library) = node("grpc.mjs", &certificate)?;
+    let watched = Watched::over(&["--library", &library], &format!("pid={}", program.pid()))?;
+    program.write(b"go\n")?;
+    let done = program.stdout.wait_for(1, "its end", |line| line == "done");
+    done.with_context(|| program.stderr.all().join("\n"))?;
+    let block = watched.block(&["POST", "/demo.Talk/Say", " 200 in "])?;
+    ensure!(marked(&block, ">").contains(&"(gRPC message 1: 5 bytes)"), "{block:#?}");
+    ensure!(marked(&block, "<").contains(&"(gRPC message 1: 14 bytes)"), "{block:#?}");
+    ensure!(marked(&block, "<").contains(&"grpc-status: 0"), "{block:#?}");
+    let block = watched.block(&["POST", "/demo.Talk/Count", " 200 in "])?;
+    for line in ["(gRPC message 1: 3 bytes)", "(gRPC message 2: 3 bytes)", "(gRPC message 3: 5 bytes)"] {
+        ensure!(marked(&block, "<").contains(&line), "{block:#?}");
+    }
+    let block = watched.block(&["POST", "/demo.Talk/Fail", " 200 in "])?;
+    ensure!(marked(&block, "<").contains(&"grpc-status: 5"), "{block:#?}");
+    ensure!(marked(&block, "<").contains(&"grpc-message: no%20such%20thing"), "{block:#?}");
     Ok(())
 }

@@ -20,6 +20,7 @@ mod listing;
 mod losses;
 mod names;
 mod old_clients;
+mod on_demand;
 mod payloads;
 mod protocols;
 mod queries;

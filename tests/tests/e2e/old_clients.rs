@@ -1,14 +1,19 @@
 //! Viewers that were there before us: they know the fields 1 to 11 only, and must be shown sensible values.
 
+use std::fs;
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, bail};
-use plaintap_tests::BORINGSSL;
+use anyhow::{Context, Result, bail, ensure};
 use plaintap_tests::agent::Agent;
-use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::driver::{Driver, Side, certificate};
 use plaintap_tests::pattern::pattern;
+use plaintap_tests::process::Process;
 use plaintap_tests::stream::Client;
+use plaintap_tests::{BORINGSSL, OPENSSL, PATIENCE, need, net, until};
 use prost::Message as _;
+use tungstenite::Message;
 
 /// `event.LogEntry` as eCaptureQ has it, without our fields.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -127,5 +132,56 @@ fn old_clients_decode_every_message_and_show_sensible_values() -> Result<()> {
     assert_eq!(asked, request);
     assert!(answered == pattern(20_000, 1), "the answer differs");
     assert!(types.contains(&1), "no request among {types:?}");
+    Ok(())
+}
+
+#[test]
+fn behind_serve_they_read_http2_and_compressed_bodies_as_text() -> Result<()> {
+    let certificate = certificate()?;
+    let folder = certificate.path();
+    fs::write(folder.join("page"), "the page, line after line\n".repeat(100))?;
+    let port = net::free_port()?;
+    let mut command = Command::new(need::program("nghttpd", "nghttp2-server")?);
+    command.args(["--address=127.0.0.1", "-d"]).arg(folder).arg(port.to_string());
+    command.arg(folder.join("key.pem")).arg(folder.join("cert.pem"));
+    let mut server = Process::start(&mut command)?;
+    until("nghttpd to listen", || {
+        ensure!(server.ended()?.is_none(), "nghttpd ended: {}", server.stderr.all().join("\n"));
+        Ok(net::listens(port)?.then_some(()))
+    })?;
+    let agent = Agent::start(&["--library", OPENSSL])?;
+    let mut command = Command::new(need::binary("plaintap")?);
+    let serve = Process::start(command.args([
+        "serve",
+        "--listen",
+        "ws://127.0.0.1:0/",
+        &format!("{}?comm=curl", agent.url),
+    ]))?;
+    let (_, line) =
+        serve.stderr.wait_for(0, "where it listens", |line| line.contains("listening on ws://"))?;
+    let url = line.split_whitespace().find(|word| word.starts_with("ws://")).context("no URL")?.to_owned();
+    agent.log().wait_for(0, "a client", |line| line.contains("client connected"))?;
+    // Not the tests' own client, which asks for more of an agent than an old one gives.
+    let stream = TcpStream::connect(url.trim_start_matches("ws://").trim_end_matches('/'))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let (mut viewer, _) = tungstenite::client(&url, stream)?;
+
+    let mut curl = Command::new(need::program("curl", "curl")?);
+    curl.args(["--silent", "--insecure", "--max-time", "15", "--http2", "-o", "/dev/null"]);
+    let mut curl = Process::start(curl.arg(format!("https://127.0.0.1:{port}/page")))?;
+    ensure!(curl.wait()?.success(), "curl: {}", curl.stderr.all().join("\n"));
+
+    let mut texts = Vec::new();
+    while texts.len() < 2 {
+        let Message::Binary(bytes) = viewer.read().context("waiting for both messages")? else { continue };
+        // No other field: ours would be among what is left over.
+        let entry = LogEntry::decode(&bytes[..])?;
+        ensure!(entry.encoded_len() == bytes.len(), "fields that they don't know: {bytes:?}");
+        if let Some(Payload::Event(event)) = entry.payload {
+            texts.push(String::from_utf8_lossy(&event.payload).into_owned());
+        }
+    }
+    ensure!(texts[0].starts_with("GET /page HTTP/2"), "{texts:?}");
+    ensure!(texts[1].starts_with("HTTP/2 200") && texts[1].ends_with("line after line\n"), "{texts:?}");
     Ok(())
 }

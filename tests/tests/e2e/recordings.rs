@@ -204,5 +204,8 @@ for entry in json.load(open(sys.argv[1]))['log']['entries']:
         format!("GET {} 404 17 'nothing here'", at("/nowhere?a=b")),
     ];
     ensure!(lines == expected, "{lines:#?}");
+    let mut node = Command::new(need::program("node", "nodejs")?);
+    let entries = run(node.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/programs/har.mjs")).arg(&file))?;
+    ensure!(entries.first().is_some_and(|count| count != "0"), "{entries:?}");
     Ok(())
 }

@@ -213,7 +213,7 @@ fn watch_shows_each_event_once_whatever_becomes_of_its_connection() -> Result<()
     let way = Way::to(agent.port)?;
     let url = format!("ws://127.0.0.1:{}/", way.port);
     let watch = Process::start(Command::new(need::binary("plaintap")?).args(["watch", "--json", &url]))?;
-    watch.stderr.wait_for(0, "watching", |line| line.contains("watching"))?;
+    watch.stderr.wait_for(0, "its connection", |line| line.contains("connected to"))?;
     let mut line = 0;
     for seed in 1..=3 {
         // Some of this may be on its way when the connection is cut, and some happens afterwards.

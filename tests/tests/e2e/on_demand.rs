@@ -1,0 +1,110 @@
+//! With --on-demand, a device that nobody watches pays and holds nothing.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use plaintap_proto::Direction;
+use plaintap_tests::agent::Agent;
+use plaintap_tests::conversation::{self, Half, same_bytes};
+use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::pattern::pattern;
+use plaintap_tests::stream::Client;
+use plaintap_tests::{BORINGSSL, until};
+
+/// How many programs the agent has put on anything, and how many of its threads look for more.
+fn in_place(agent: &Agent) -> Result<usize> {
+    let folder = format!("/proc/{}", agent.parent());
+    let files = fs::read_dir(format!("{folder}/fd")).context("the agent's open files")?;
+    let names = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    let kinds = ["perf_event", "bpf_link", "bpf-link", "raw-tracepoint", "raw_tracepoint"];
+    let programs =
+        names.filter(|name| kinds.iter().any(|kind| name.to_string_lossy().contains(kind))).count();
+    let threads = fs::read_dir(format!("{folder}/task"))?;
+    let scanning = threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok())
+        .filter(|name| name.starts_with("plaintapd-scan"));
+    Ok(programs + scanning.count())
+}
+
+fn until_nothing_is_in_place(agent: &Agent) -> Result<()> {
+    until("every probe to go", || Ok((in_place(agent)? == 0).then_some(())))
+}
+
+/// Waits until the agent has said so often that it attached the library.
+fn attached(agent: &Agent, times: usize) -> Result<()> {
+    until("the library to be attached", || {
+        let lines = agent.log().all();
+        Ok((lines.iter().filter(|line| line.contains(" attached library=")).count() >= times).then_some(()))
+    })
+}
+
+#[test]
+fn probes_and_payloads_are_there_only_while_somebody_watches() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let pid = driver.pid().to_string();
+    let agent = Agent::start(&["--library", BORINGSSL, "--pid", &pid, "--on-demand", "--linger", "1"])?;
+    ensure!(in_place(&agent)? == 0, "something is in place before anybody came");
+    let half = Half::of_driver(&driver, Side::Client, Direction::Written);
+    driver.write(Side::Client, 300, 1)?;
+
+    let mut client = Client::connect(&agent.url)?;
+    attached(&agent, 1)?;
+    ensure!(in_place(&agent)? > 0, "nothing is in place for the client");
+    driver.write(Side::Client, 1000, 2)?;
+    let first = conversation::wait_for(&mut client, &half, 1000)?;
+    same_bytes("what the client wrote", &first.bytes, &pattern(1000, 2))?;
+    drop(client);
+    agent.log().wait_for(0, "its word", |line| line.contains("what was kept is forgotten"))?;
+    until_nothing_is_in_place(&agent)?;
+    driver.write(Side::Client, 500, 3)?;
+
+    // All that the journal has: nothing of before, and what comes has a beginning of its own.
+    let mut client = Client::connect(&format!("{}?backlog=all", agent.url))?;
+    attached(&agent, 2)?;
+    driver.write(Side::Client, 70, 4)?;
+    let second = conversation::wait_for(&mut client, &half, 70)?;
+    same_bytes("what the client wrote later", &second.bytes, &pattern(70, 4))?;
+    ensure!(second.connection_id() != first.connection_id(), "bytes are missing between them");
+    driver.quit()
+}
+
+#[test]
+fn who_comes_back_soon_finds_the_probes_and_the_journal() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let pid = driver.pid().to_string();
+    let agent = Agent::start(&["--library", BORINGSSL, "--pid", &pid, "--on-demand"])?;
+    let half = Half::of_driver(&driver, Side::Server, Direction::Written);
+    let mut client = Client::connect(&agent.url)?;
+    attached(&agent, 1)?;
+    driver.write(Side::Server, 1000, 2)?;
+    conversation::wait_for(&mut client, &half, 1000)?;
+    drop(client);
+    driver.write(Side::Server, 200, 3)?;
+    let mut client = Client::connect(&format!("{}?backlog=all", agent.url))?;
+    let seen = conversation::wait_for(&mut client, &half, 1200)?;
+    same_bytes("what the server wrote", &seen.bytes, &[pattern(1000, 2), pattern(200, 3)].concat())?;
+    driver.quit()
+}
+
+#[test]
+fn what_started_while_nobody_watched_is_found() -> Result<()> {
+    let agent = Agent::start(&["--on-demand", "--linger", "1"])?;
+    for round in 0..2 {
+        let mut driver = Driver::start(BORINGSSL)?;
+        let half = Half::of_driver(&driver, Side::Client, Direction::Read);
+        let mut client = Client::connect(&format!("{}?pid={}", agent.url, driver.pid()))?;
+        // Probes come one after the other, this library's perhaps last.
+        until("the library to be attached", || {
+            let lines = agent.log().all();
+            let found = lines.iter().filter(|line| line.contains(&format!(" attached library={BORINGSSL} ")));
+            Ok((found.count() > round).then_some(()))
+        })?;
+        driver.write(Side::Server, 3000, 5)?;
+        let seen = conversation::wait_for(&mut client, &half, 3000)?;
+        same_bytes("what the client read", &seen.bytes, &pattern(3000, 5))?;
+        drop(client);
+        driver.quit()?;
+        until_nothing_is_in_place(&agent)?;
+    }
+    Ok(())
+}
