@@ -157,6 +157,8 @@ pub struct ListArgs {
     name = "doctor",
     example = "Check all, with another port:
   {command_name} --ecaptureq ws://127.0.0.1:9000/",
+    example = "Keep what somebody needs to know who is to help:
+  {command_name} --report /data/local/tmp/plaintapd-report.txt",
     note = "Each line is ok, warning or failure, and says what to do. The exit code is that of the first failure, as if
 plaintapd had been started.",
     error_code(0, "no failure"),
@@ -170,6 +172,10 @@ pub struct DoctorArgs {
     /// where clients will connect (default: ws://127.0.0.1:28257/)
     #[argh(option, arg_name = "url")]
     pub ecaptureq: Vec<Place>,
+    /// keep all of it in this new file too, with the list, the kernel's options and how its programs loaded: for somebody who
+    /// helps from afar. It names processes and files, and holds no payload
+    #[argh(option, arg_name = "file")]
+    pub report: Option<PathBuf>,
 }
 
 impl Args {

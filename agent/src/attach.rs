@@ -30,7 +30,7 @@ use crate::{
         watch::{self, Changes},
     },
     link::{self, Link, Message},
-    memory, process,
+    memory, notify, process,
     run::{Error, arguments, chain},
     sockets,
     targets::Targets,
@@ -49,6 +49,8 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
     let (mut half, finder, hooked) = Half::start(args, &link)?;
     link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
     half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
+    // Clients may connect: those that do so before the serving half is there are kept waiting by the kernel.
+    notify::tell("READY=1");
     let stopped_by_signal = loop {
         let mut fds = vec![signals.as_fd(), link.as_fd()];
         fds.extend(half.changes.as_ref().map(AsFd::as_fd));
@@ -64,6 +66,7 @@ pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), 
                 Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => half.reload(),
                 Ok(Some(signal)) => {
                     log::info!("ending: {}", signal_name(signal.ssi_signo));
+                    notify::tell("STOPPING=1");
                     break true;
                 }
                 // It is gone after all.
@@ -194,6 +197,8 @@ impl<'a> Half<'a> {
                     }
                 }
                 Ok(Some(Message::Wanted(false))) => self.end()?,
+                // So both halves are.
+                Ok(Some(Message::Alive)) => notify::tell("WATCHDOG=1"),
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(false),
                 Err(link::Error::System(Errno::EAGAIN)) => return Ok(true),

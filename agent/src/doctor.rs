@@ -53,13 +53,25 @@ fn failure(error: run::Error) -> Finding {
     Finding { level: Level::Failure(error.exit_code()), text: chain(&error) }
 }
 
+/// What was found out.
+#[derive(Debug)]
+pub struct Examined {
+    /// Line by line.
+    pub findings: Vec<Finding>,
+    /// The TLS code that there is.
+    pub survey: Survey,
+    /// The programs that were loaded to try.
+    pub programs: Vec<String>,
+}
+
 /// Checks everything; what one check finds does not keep the next from being made.
-pub fn examine(args: &DoctorArgs) -> Vec<Finding> {
+pub fn examine(args: &DoctorArgs) -> Examined {
     let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut findings = vec![kernel(&release), user(&read("/proc/self/status").unwrap_or_default())];
     findings.extend(security());
     let survey = survey(Path::new("/"), Path::new("/proc"), &[]);
-    findings.extend(capture(&survey));
+    let (tried, programs) = capture(&survey);
+    findings.extend(tried);
     findings.push(match Path::new("/sys/kernel/btf/vmlinux").exists() {
         true => ok("BTF: the kernel describes its types"),
         false if btf::known_kernel() => ok("BTF: none, and a table of this kernel's offsets serves"),
@@ -91,7 +103,7 @@ pub fn examine(args: &DoctorArgs) -> Vec<Finding> {
         });
     }
     findings.extend(libraries(&survey));
-    findings
+    Examined { findings, survey, programs }
 }
 
 /// The report, a line for each finding.
@@ -180,10 +192,10 @@ fn security() -> Vec<Finding> {
 }
 
 /// Loads the programs, and tries what they are put on.
-fn capture(survey: &Survey) -> Vec<Finding> {
+fn capture(survey: &Survey) -> (Vec<Finding>, Vec<String>) {
     let mut capture = match Capture::load(RING, &Filters::default()) {
         Ok(capture) => capture,
-        Err(error) => return vec![failure(error.into())],
+        Err(error) => return (vec![failure(error.into())], Vec::new()),
     };
     let mut findings = vec![ok("eBPF: maps, ring buffer and programs load")];
     findings.push(match capture.hook_sockets() {
@@ -201,7 +213,7 @@ fn capture(survey: &Survey) -> Vec<Finding> {
         Err(error) => warning(format!("raw tracepoints: {}", chain(&error))),
     });
     findings.extend(uprobe(&mut capture, survey));
-    findings
+    (findings, capture.programs())
 }
 
 /// Puts a probe on the first function there is, and takes it off.
@@ -239,7 +251,7 @@ fn jit(enabled: Option<&str>) -> Finding {
 
 fn memlock(release: &str) -> Finding {
     if version(release).is_some_and(|version| version >= (5, 11)) {
-        return ok("memlock: of no account from 5.11 on");
+        return ok("memlock: does not matter from 5.11 on");
     }
     // Loading the programs has tried to raise it.
     match getrlimit(Resource::RLIMIT_MEMLOCK) {
@@ -275,7 +287,7 @@ fn libraries(survey: &Survey) -> Vec<Finding> {
 }
 
 /// The text of a small file, without what is blank at its ends.
-fn read(path: &str) -> Option<String> {
+pub fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 

@@ -1,7 +1,7 @@
 //! How the two halves speak to each other: fixed-size records over a socketpair.
 //!
 //! All that the serving half ever says is which program it wants looked up, or which connection's addresses, that
-//! addresses are missing, and whether there is anybody to capture for. The end of either process is the end of the link, which the other takes as its own.
+//! addresses are missing, whether there is anybody to capture for, and that it is alive. The end of either process is the end of the link, which the other takes as its own.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -61,6 +61,8 @@ pub enum Message {
     Socket(u64, Look),
     /// The serving half says whether there is anybody to capture for.
     Wanted(bool),
+    /// The serving half gives a sign of life.
+    Alive,
     /// Nothing more is captured: the ring holds the last of it.
     Paused,
 }
@@ -76,6 +78,7 @@ const WHERE: u8 = 8;
 const SOCKET: u8 = 9;
 const WANTED: u8 = 10;
 const PAUSED: u8 = 11;
+const ALIVE: u8 = 12;
 
 /// A record's fields besides its kind.
 #[derive(Default)]
@@ -164,6 +167,11 @@ impl Link {
     /// Says whether there is anybody to capture for.
     pub fn wanted(&self, wanted: bool) -> Result<(), Error> {
         self.send(WANTED, Fields { number: wanted.into(), ..Fields::default() }, MsgFlags::empty())
+    }
+
+    /// Gives a sign of life; never waits.
+    pub fn alive(&self) {
+        let _ = self.send(ALIVE, Fields::default(), MsgFlags::MSG_DONTWAIT);
     }
 
     /// Says that nothing more is captured.
@@ -259,6 +267,7 @@ impl Link {
             }
             WANTED => Ok(Some(Message::Wanted(number != 0))),
             PAUSED => Ok(Some(Message::Paused)),
+            ALIVE => Ok(Some(Message::Alive)),
             WHERE => Ok(Some(Message::Where(program, second))),
             SOCKET => {
                 let ends = text.parse().map_err(|()| Error::Malformed)?;

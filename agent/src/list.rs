@@ -29,7 +29,8 @@ fn state(row: &Row) -> &'static str {
     }
 }
 
-fn table(survey: &Survey) -> String {
+/// As a table, for people.
+pub fn table(survey: &Survey) -> String {
     let mut lines =
         vec![["STATE", "PROCESSES", "ABI", "LIBRARY", "FOUND BY", "IN", "FILE"].map(str::to_owned)];
     for row in &survey.rows {
@@ -78,7 +79,8 @@ fn printable(path: &Path) -> String {
     path.to_string_lossy().chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
 }
 
-fn json(survey: &Survey) -> String {
+/// As JSON, for programs.
+pub fn json(survey: &Survey) -> String {
     let rows: Vec<String> = survey.rows.iter().map(row_json).collect();
     format!(
         "{{\n\"targets\": [{}\n],\n\"processes\": {},\n\"unreadable_processes\": {}\n}}\n",

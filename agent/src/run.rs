@@ -5,6 +5,7 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -18,7 +19,7 @@ use crate::{
     attach, capture, discover, doctor, link, list,
     listen::{self, Listener, Place},
     privileges::{self, Account},
-    serve,
+    report, serve,
     server::{self, Gate, Tls, Token},
 };
 
@@ -58,6 +59,14 @@ pub enum Error {
     /// The serving half ended by itself.
     #[error("the serving half of plaintapd ended unexpectedly: {0}")]
     HalfGone(String),
+    /// The doctor's report can't be kept.
+    #[error("can't write {path:?}, which must be a new file")]
+    Report {
+        /// Where it was to go.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A system call failed that should not.
     #[error("can't {what}")]
     System {
@@ -83,7 +92,11 @@ impl Error {
             {
                 3
             }
-            Self::Listen(_) | Self::Link(_) | Self::HalfGone(_) | Self::System { .. } => 1,
+            Self::Listen(_)
+            | Self::Link(_)
+            | Self::HalfGone(_)
+            | Self::Report { .. }
+            | Self::System { .. } => 1,
         }
     }
 
@@ -138,9 +151,12 @@ fn run() -> Result<u8, Error> {
         Parsed::Print(text) => return print(&text),
         Parsed::List(args) => return print(&list::list(&args)),
         Parsed::Doctor(args) => {
-            let findings = doctor::examine(&args);
-            print(&doctor::report(&findings))?;
-            return Ok(doctor::exit_code(&findings));
+            let examined = doctor::examine(&args);
+            print(&doctor::report(&examined.findings))?;
+            if let Some(path) = args.report {
+                report::write(&path, &examined).map_err(|source| Error::Report { path, source })?;
+            }
+            return Ok(doctor::exit_code(&examined.findings));
         }
     };
     let token = args.token_file.as_deref().map(Token::read).transpose()?;

@@ -25,7 +25,7 @@ use crate::{
     flow::{Clock, Flow, Outcome},
     link::{self, Link, Message},
     listen::Listener,
-    memory,
+    memory, notify,
     privileges::{self, Account},
     run::Error,
     server::{Gate, Server, Tls},
@@ -102,7 +102,14 @@ pub fn run(
                 false => future::pending().await,
             }
         };
-        let follow = follow(&link, &server, &flow, &forget);
+        let alive = async {
+            let Some(pause) = notify::watchdog() else { return future::pending().await };
+            loop {
+                link.alive();
+                Timer::after(pause).await;
+            }
+        };
+        let follow = future::or(follow(&link, &server, &flow, &forget), alive);
         future::or(drain.run(), future::or(follow, demand)).await?;
         // The probes are gone; this is the last of what they sent.
         while drain.slice() {}

@@ -39,6 +39,11 @@ impl Agent {
         Self::run(&mut command, "ws://127.0.0.1:0/", arguments)
     }
 
+    /// Starts an agent in an environment with these variables more.
+    pub fn start_with(variables: &[(&str, &str)], arguments: &[&str]) -> Result<Self> {
+        Self::run(plaintapd()?.envs(variables.iter().copied()), "ws://127.0.0.1:0/", arguments)
+    }
+
     /// Starts an agent at the address that `url` gives.
     pub fn start_at(url: &str, arguments: &[&str]) -> Result<Self> {
         Self::run(&mut plaintapd()?, url, arguments)

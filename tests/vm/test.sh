@@ -10,9 +10,11 @@ set -euo pipefail
 # shellcheck source=tests/vm/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-# Modules of tests/tests/e2e, or single tests. Each start of an agent costs the verifier's seconds on an emulated CPU.
+# Modules of tests/tests/e2e, or single tests. Most of their time each waits for the kernel, which takes its own
+# over every probe: so there are more of them at a time than CPUs.
 tests=(addresses:: payloads:: losses::what_is_lost http::an_http lifecycle::killing_the_attaching_half
-  engines::an_engine_has engines::an_engine_whose connections::a_connection_outlives discovery::a_library)
+  engines::an_engine_has engines::an_engine_whose connections::a_connection_outlives
+  discovery::a_library_that_was discovery::a_library_in discovery::what_a_later on_demand::probes)
 # For the second CPU: what a probe sees and where it is put, in each library.
 tests_max=(payloads::every_size addresses::ipv4_addresses_are_right_on_a_connection_older)
 # For each machine, from switching on; on a busy host it takes three times as long.
@@ -55,7 +57,7 @@ run_on() {
   while read -r program; do files+=(--file "$program=$program"); done <"$vm/tests/programs"
   bash tests/vm/run.sh "${1%-max}" --cpu "$cpu" --timeout "$timeout" \
     --file dist/plaintapd-aarch64=/usr/bin/plaintapd --file "$e2e=/usr/bin/e2e" "${files[@]}" \
-    -- env PLAINTAP_BIN_DIR=/usr/bin e2e --test-threads=2 "${filters[@]}" 2>&1 | tee "$log" &&
+    -- env PLAINTAP_BIN_DIR=/usr/bin e2e --test-threads=4 "${filters[@]}" 2>&1 | tee "$log" &&
     grep -q "^test result: ok\. $count passed; 0 failed; 0 ignored;" "$log"
 }
 

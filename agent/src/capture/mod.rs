@@ -156,12 +156,21 @@ impl Capture {
                 _ => return Err(Error::Object("programs of known kinds only")),
             }
             .map_err(|error| Error::from_aya(&format!("load the eBPF program {name}"), error.into()))?;
-            // How near the verifier's limit of a million it comes; told since 5.16.
-            if let Some(count) = program.info().ok().and_then(|info| info.verified_instruction_count()) {
-                log::debug!("loaded program={name} verified_instructions={count}");
-            }
         }
+        capture.programs().iter().for_each(|program| log::debug!("loaded {program}"));
         Ok(capture)
+    }
+
+    /// The loaded programs by name, and how near each comes to the verifier's limit of a million, which is told since 5.16.
+    pub fn programs(&self) -> Vec<String> {
+        let programs = self.ebpf.programs().map(|(name, program)| {
+            let info = program.info().ok();
+            let count = info.as_ref().and_then(|info| info.verified_instruction_count());
+            let count = count.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
+            let jited = info.map_or(0, |info| info.size_jitted());
+            format!("program={name} verified_instructions={count} compiled_bytes={jited}")
+        });
+        programs.collect()
     }
 
     /// Changes what is captured from now on.

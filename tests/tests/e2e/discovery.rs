@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 /// From a library's first mapping to its probes.
 const SOON: Duration = Duration::from_secs(2);
+/// From one look at all processes to the next, where the kernel does not tell what they map. Source: docs/agent.md.
+const SLOW_SCAN: Duration = Duration::from_secs(10);
 
 /// A folder for libraries that no other test knows of.
 fn folder() -> Result<TempDir> {
@@ -58,6 +60,16 @@ fn is_seen(driver: &mut Driver, agent: &Agent, seed: u32) -> Result<()> {
 
 #[test]
 fn a_library_that_a_later_process_maps_is_attached_within_two_seconds() -> Result<()> {
+    is_attached_within(SOON)
+}
+
+/// For machines that are too slow for the other one.
+#[test]
+fn what_a_later_process_maps_is_not_left_to_the_slow_scan() -> Result<()> {
+    is_attached_within(SLOW_SCAN)
+}
+
+fn is_attached_within(most: Duration) -> Result<()> {
     let folder = folder()?;
     let agent = Agent::start(&[])?;
     let mut times = Vec::new();
@@ -71,7 +83,7 @@ fn a_library_that_a_later_process_maps_is_attached_within_two_seconds() -> Resul
         driver.quit()?;
     }
     // The other tests keep the machine busy.
-    ensure!(times.iter().min().is_some_and(|least| *least < SOON), "{times:?}");
+    ensure!(times.iter().min().is_some_and(|least| *least < most), "{times:?}");
     Ok(())
 }
 

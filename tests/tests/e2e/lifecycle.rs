@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -11,7 +12,8 @@ use plaintap_tests::agent::{self, Agent};
 use plaintap_tests::conversation::{self, Half};
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, process, until};
+use plaintap_tests::{BORINGSSL, PATIENCE, process, until};
+use tempfile::TempDir;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 /// The ids of the kernel's eBPF programs and links.
@@ -179,5 +181,71 @@ fn a_port_can_be_used_again_at_once() -> Result<()> {
     drop(client);
     let agent = Agent::start_at(&url, &["--library", BORINGSSL])?;
     assert_eq!(agent.url, url);
+    Ok(())
+}
+
+#[test]
+fn a_service_manager_is_told_that_it_is_ready_alive_and_ending() -> Result<()> {
+    let folder = TempDir::with_prefix("plaintap-tests-")?;
+    let place = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&place)?;
+    manager.set_read_timeout(Some(PATIENCE))?;
+    let next = || -> Result<String> {
+        let mut message = [0; 64];
+        let length = manager.recv(&mut message).context("waiting for a word")?;
+        Ok(String::from_utf8_lossy(&message[..length]).into_owned())
+    };
+    let place = place.to_string_lossy();
+    let variables = [("NOTIFY_SOCKET", &*place), ("WATCHDOG_USEC", "200000")];
+    let agent = Agent::start_with(&variables, &["--library", BORINGSSL])?;
+    ensure!(next()? == "READY=1");
+    for _ in 0..3 {
+        ensure!(next()? == "WATCHDOG=1");
+    }
+    agent.signal(Signal::SIGTERM)?;
+    let mut last = next()?;
+    while last == "WATCHDOG=1" {
+        last = next()?;
+    }
+    ensure!(last == "STOPPING=1", "{last}");
+    Ok(())
+}
+
+#[test]
+fn after_sigkill_the_port_is_free_at_once() -> Result<()> {
+    let mut agent = Agent::start(&["--library", BORINGSSL])?;
+    let (url, child) = (agent.url.clone(), agent.child()?);
+    // A connection that is open then stays behind in the kernel.
+    let _client = Client::connect(&url)?;
+    agent.signal(Signal::SIGKILL)?;
+    agent.wait()?;
+    until("the serving half to end", || Ok((!process::runs(child)).then_some(())))?;
+    let agent = Agent::start_at(&url, &["--library", BORINGSSL])?;
+    ensure!(agent.url == url);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_written_to_a_disk_while_it_runs() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let agent = Agent::watching(driver.pid(), BORINGSSL)?;
+    let mut client = Client::connect(&agent.url)?;
+    let written = || -> Result<u64> {
+        let mut sum = 0;
+        for pid in agent.pids()? {
+            let text = fs::read_to_string(format!("/proc/{pid}/io"))?;
+            let line =
+                text.lines().find_map(|line| line.strip_prefix("write_bytes: ")).context("no write_bytes")?;
+            sum += line.parse::<u64>()?;
+        }
+        Ok(sum)
+    };
+    let before = written()?;
+    for seed in 0..50 {
+        driver.write(Side::Client, 10_000, seed)?;
+    }
+    let half = Half::of_driver(&driver, Side::Client, Direction::Written);
+    conversation::wait_for(&mut client, &half, 500_000)?;
+    ensure!(written()? == before, "{} bytes were written", written()? - before);
     Ok(())
 }

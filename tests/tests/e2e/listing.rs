@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -161,6 +162,35 @@ fn a_fit_device_has_no_failure() -> Result<()> {
 }
 
 #[test]
+fn a_report_is_a_new_file_for_its_owner_that_holds_what_was_found() -> Result<()> {
+    need::root()?;
+    let folder = TempDir::with_prefix("plaintap-tests-")?;
+    let file = folder.path().join("report.txt");
+    let path = file.to_string_lossy();
+    let output = run(&["doctor", "--ecaptureq", "ws://127.0.0.1:0/", "--report", &path])?;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::metadata(&file)?.permissions().mode() & 0o777, 0o600);
+    let text = fs::read_to_string(&file)?;
+    for part in [
+        "== doctor\nok       kernel: ",
+        "== list\nSTATE ",
+        "== list --json\n{\n\"targets\": [",
+        "program=ssl_return verified_instructions=",
+        "== /proc/version\nLinux version ",
+        "== kernel options\n",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing: {text}");
+    }
+    // It is never written over.
+    let again = run(&["doctor", "--ecaptureq", "ws://127.0.0.1:0/", "--report", &path])?;
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(said.contains(&*path) && said.lines().count() == 1, "{said}");
+    assert_eq!(fs::read_to_string(&file)?, text);
+    Ok(())
+}
+
+#[test]
 fn a_failure_has_the_exit_code_that_running_would_have() -> Result<()> {
     let taken = TcpListener::bind(("127.0.0.1", 0))?;
     let url = format!("ws://{}/", taken.local_addr()?);
@@ -175,7 +205,7 @@ fn a_failure_has_the_exit_code_that_running_would_have() -> Result<()> {
 fn who_may_do_nothing_is_told_what_is_missing() -> Result<()> {
     need::root()?;
     let folder = TempDir::with_prefix("plaintap-tests-")?;
-    let open = std::os::unix::fs::PermissionsExt::from_mode;
+    let open = PermissionsExt::from_mode;
     fs::set_permissions(folder.path(), open(0o755))?;
     let program = folder.path().join("plaintapd");
     fs::copy(need::binary("plaintapd")?, &program)?;
