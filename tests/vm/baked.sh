@@ -23,7 +23,7 @@ while (($#)); do
   esac
   shift
 done
-((${#layouts[@]})) || layouts=(magisk)
+((${#layouts[@]})) || layouts=(magisk buildroot)
 
 bash tests/vm/fetch.sh
 [[ -x dist/plaintapd-aarch64 ]] || bash ci/build-device.sh
@@ -101,6 +101,14 @@ show_magisk() {
   bash android/magisk/build.sh "$work"
   show magisk --file "$work/plaintap-magisk.zip=/test/plaintap-magisk.zip" --file tests/vm/magisk-guest=/test/guest \
     -- sh /test/guest
+}
+
+# The file as the package has it, with what its comments say for clients on a network.
+show_buildroot() {
+  local package=buildroot/package/plaintapd
+  sed 's/^#--/--/' $package/plaintapd.conf >"$work/plaintapd.conf"
+  show buildroot --file "$work/plaintapd.conf=/etc/plaintapd.conf" --file tests/vm/buildroot-guest=/test/guest \
+    --file $package/S90plaintapd=/etc/init.d/S90plaintapd -- sh /test/guest
 }
 
 for layout in "${layouts[@]}"; do
