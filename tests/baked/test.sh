@@ -66,13 +66,13 @@ conventions() {
   local file
   for file in buildroot/{Config.in,external.mk} "$package"/*; do
     ! grep -nE '[[:space:]]$' "$file" || die "$file: blanks at the end of a line"
-    [[ $(tail -c 1 "$file" | xxd -p) == 0a ]] || die "$file: no newline at its end"
+    [[ -z $(tail -c 1 "$file") ]] || die "$file: no newline at its end"
   done
   # A help text: a tab, two blanks, at most 62 characters.
   awk '/^\thelp$/ { help = 1; next } /^[a-z]/ { help = 0 }
     help && !/^$/ && (!/^\t  / || length($0) > 65) { print FILENAME ": " $0; bad = 1 } END { exit bad }' \
     $package/Config.in || die "Config.in: a help text that Buildroot would not take"
-  head -n 5 $package/plaintapd.mk | awk 'NR == 1 || NR == 5 { bad += !/^#{80}$/ } END { exit bad }' ||
+  sed -n '1p;5p' $package/plaintapd.mk | awk '!/^#+$/ || length($0) != 80 { bad = 1 } END { exit bad }' ||
     die "plaintapd.mk: not the header that Buildroot wants"
   ! sed -n '6,$p' $package/plaintapd.mk | grep -nE '^ +[^ ]' || die "plaintapd.mk: blanks in place of a tab"
   has $package/plaintapd.hash "sha256  $(sha256sum LICENSE-APACHE | cut -c -64)  LICENSE-APACHE"
