@@ -103,16 +103,20 @@ pub struct Args {
     /// read further flags from this file
     #[argh(option, arg_name = "path")]
     pub config: Option<PathBuf>,
+    /// memory for all that plaintapd keeps, in the kernel and in both processes, as 8M; it sizes the ring, the journal and the
+    /// kernel's tables together, so that --ring-size and --journal-size are left out
+    #[argh(option, arg_name = "size")]
+    pub memory_limit: Option<Size>,
     /// memory for events on their way to clients, as 8M or 512K (default: 8M)
-    #[argh(option, default = "Size(8 << 20)", arg_name = "size")]
-    pub journal_size: Size,
+    #[argh(option, arg_name = "size")]
+    pub journal_size: Option<Size>,
     /// what happens to a client that the journal has left behind: drop (it goes on with the oldest event left, and is told
     /// what it missed) or disconnect (default: drop)
     #[argh(option, default = "SlowClient::Drop", arg_name = "what")]
     pub slow_client: SlowClient,
     /// the kernel's buffer of events, a power of two, as 4M or 256K (default: 4M)
-    #[argh(option, default = "RingSize(4 << 20)", arg_name = "size")]
-    pub ring_size: RingSize,
+    #[argh(option, arg_name = "size")]
+    pub ring_size: Option<RingSize>,
     /// put probes in place only while a client is connected: a minute after the last one left they are gone, and so is what
     /// was kept for clients
     #[argh(switch)]
@@ -234,7 +238,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
 }
 
 /// Flags that are given once: the command line's stands before the file's.
-const ONCE: [&str; 13] = [
+const ONCE: [&str; 14] = [
     "--linger",
     "--ecaptureq",
     "--tls-cert",
@@ -244,6 +248,7 @@ const ONCE: [&str; 13] = [
     "--max-clients",
     "--user",
     "--snaplen",
+    "--memory-limit",
     "--journal-size",
     "--slow-client",
     "--ring-size",

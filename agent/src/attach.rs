@@ -30,7 +30,8 @@ use crate::{
         watch::{self, Changes},
     },
     link::{self, Link, Message},
-    memory, notify, process,
+    memory::{self, Sizes},
+    notify, process,
     run::{Error, arguments, chain},
     sockets,
     targets::Targets,
@@ -40,13 +41,13 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Runs until a signal of `signals`, which must be blocked, or until the serving half `child` ends.
-pub fn run(link: Link, args: &Args, signals: &SigSet, child: Pid) -> Result<(), Error> {
+pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) -> Result<(), Error> {
     let signals = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(Error::system("wait for signals"))?;
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
-    let (mut half, finder, hooked) = Half::start(args, &link)?;
+    let (mut half, finder, hooked) = Half::start(args, sizes, &link)?;
     link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
     half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
     // Clients may connect: those that do so before the serving half is there are kept waiting by the kernel.
@@ -118,10 +119,10 @@ struct Half<'a> {
 impl<'a> Half<'a> {
     /// Loads the programs and attaches them to all that is to be watched from the start. What will find more, if anything is
     /// to, comes along, and whether connections' addresses come with their events.
-    fn start(args: &'a Args, link: &'a Link) -> Result<(Self, Option<Finder>, bool), Error> {
+    fn start(args: &'a Args, sizes: Sizes, link: &'a Link) -> Result<(Self, Option<Finder>, bool), Error> {
         let (found, finder) = find(args)?;
         let filters = Filters::new(args)?;
-        let mut capture = Capture::load(args.ring_size.0, &filters)?;
+        let mut capture = Capture::load(sizes, &filters)?;
         // Not before: what can't start at all says so in one line.
         log::info!("plaintapd version={} pid={}", env!("CARGO_PKG_VERSION"), std::process::id());
         let hooked = hook(&mut capture);

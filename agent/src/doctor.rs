@@ -15,11 +15,10 @@ use crate::{
         survey::{Survey, survey},
     },
     listen::{self, Place},
+    memory::Sizes,
     run::{self, chain},
 };
 
-/// How much a ring takes that is made only to try.
-const RING: u32 = 256 << 10;
 /// What the maps take in all: what counts against RLIMIT_MEMLOCK before 5.11.
 const MEMLOCK: u64 = 64 << 20;
 
@@ -193,7 +192,7 @@ fn security() -> Vec<Finding> {
 
 /// Loads the programs, and tries what they are put on.
 fn capture(survey: &Survey) -> (Vec<Finding>, Vec<String>) {
-    let mut capture = match Capture::load(RING, &Filters::default()) {
+    let mut capture = match Capture::load(Sizes::SMALLEST, &Filters::default()) {
         Ok(capture) => capture,
         Err(error) => return (vec![failure(error.into())], Vec::new()),
     };

@@ -18,6 +18,7 @@ use crate::{
     args::{self, Args, Parsed},
     attach, capture, discover, doctor, link, list,
     listen::{self, Listener, Place},
+    memory::{self, Sizes},
     privileges::{self, Account},
     report, serve,
     server::{self, Gate, Tls, Token},
@@ -44,6 +45,9 @@ pub enum Error {
     /// The user to become is not known.
     #[error("{0}")]
     Account(String),
+    /// The memory that is allowed can't be shared out.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
     /// What to capture makes no sense here.
     #[error(transparent)]
     Filters(#[from] capture::filters::Error),
@@ -82,7 +86,12 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Tls(_) => 2,
-            Self::Usage(_) | Self::Filters(_) | Self::Token(_) | Self::NeedsToken(_) | Self::Account(_) => 2,
+            Self::Memory(_)
+            | Self::Usage(_)
+            | Self::Filters(_)
+            | Self::Token(_)
+            | Self::NeedsToken(_)
+            | Self::Account(_) => 2,
             Self::Capture(capture::Error::NotPermitted { .. }) => 3,
             Self::Capture(_) => 4,
             Self::Listen(listen::Error::InUse(_)) => 5,
@@ -159,6 +168,7 @@ fn run() -> Result<u8, Error> {
             return Ok(doctor::exit_code(&examined.findings));
         }
     };
+    let sizes = Sizes::of(&args)?;
     let token = args.token_file.as_deref().map(Token::read).transpose()?;
     let account = Account::find(args.user.as_deref()).map_err(Error::Account)?;
     let has_tls = args.ecaptureq.iter().any(|place| matches!(place, Place::Tls(_)));
@@ -178,13 +188,13 @@ fn run() -> Result<u8, Error> {
         ForkResult::Child => {
             drop(ours);
             let gate = Gate::new(&args.allow_uid, token);
-            serve::run(theirs, listeners, &args, gate, tls, account)?;
+            serve::run(theirs, listeners, &args, sizes, gate, tls, account)?;
         }
         ForkResult::Parent { child } => {
             let bound = listeners.iter().filter(|listener| !listener.handed_over);
             let places: Vec<_> = bound.map(|listener| listener.place.clone()).collect();
             drop((theirs, listeners));
-            let ended = attach::run(ours, &args, &signals, child);
+            let ended = attach::run(ours, &args, sizes, &signals, child);
             // The other half may not.
             places.iter().for_each(listen::remove);
             ended?;

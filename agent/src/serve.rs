@@ -25,7 +25,8 @@ use crate::{
     flow::{Clock, Flow, Outcome},
     link::{self, Link, Message},
     listen::Listener,
-    memory, notify,
+    memory::{self, Sizes},
+    notify,
     privileges::{self, Account},
     run::Error,
     server::{Gate, Server, Tls},
@@ -42,6 +43,7 @@ pub fn run(
     link: Link,
     listeners: Vec<Listener>,
     args: &Args,
+    sizes: Sizes,
     gate: Gate,
     tls: Option<Tls>,
     account: Account,
@@ -59,7 +61,7 @@ pub fn run(
     let ring = map_ring(ring).map_err(Error::system("map the ring buffer"))?;
     let counters = Counters::new(counters).map_err(Error::system("map the counters"))?;
     let tails = Tails::new(tails).map_err(Error::system("map the tails"))?;
-    let mut stream = Stream::new(run_id()?, args.journal_size.0);
+    let mut stream = Stream::new(run_id()?, sizes.journal);
     for line in early {
         stream.log(&line);
     }
@@ -83,7 +85,7 @@ pub fn run(
         let forget = Forget::default();
         let mut drain = Drain {
             ring,
-            nap: nap(args.ring_size.0),
+            nap: nap(sizes.ring),
             tails,
             link: &link,
             flow: &flow,

@@ -38,7 +38,8 @@ impl Half {
         Self { port: Some(connection.client_port), ..self }
     }
 
-    fn has(&self, event: &Event) -> bool {
+    /// Whether `event` is of it.
+    pub fn has(&self, event: &Event) -> bool {
         event.pid == i64::from(self.pid)
             && event.tid == self.tid
             && event.direction() == self.direction

@@ -39,6 +39,7 @@ use filters::Filters;
 
 use crate::{
     discover::{Function, Target},
+    memory::Sizes,
     process,
 };
 
@@ -48,6 +49,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pr
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Shows that the kernel has uprobes. Source: linux, Documentation/ABI/testing/sysfs-bus-event_source-devices.
 const UPROBE_EVENTS: &str = "/sys/bus/event_source/devices/uprobe/type";
+
+/// The maps that remember threads, connections, processes and sockets: what is forgotten first where they are smaller was
+/// unused longest. Their names are in bpf/probes.
+const TABLES: [&str; 5] = ["THREADS", "CONNECTIONS", "PROCESSES", "ENDED", "OPENERS"];
 
 /// Settings, as a type that aya writes into maps.
 const SETTINGS_WORDS: usize = size_of::<Settings>() / size_of::<u64>();
@@ -124,8 +129,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Loads the programs into the kernel, with a ring of `ring_size` bytes, a power of two; nothing is attached yet.
-    pub fn load(ring_size: u32, filters: &Filters) -> Result<Self, Error> {
+    /// Loads the programs into the kernel, with maps of these sizes; nothing is attached yet.
+    pub fn load(sizes: Sizes, filters: &Filters) -> Result<Self, Error> {
         if !Path::new(UPROBE_EVENTS).exists() {
             return Err(Error::NoUprobes);
         }
@@ -138,12 +143,16 @@ impl Capture {
             Err(_) if btf::known_kernel() => ((btf::COMMON_OFFSETS, TaskOffsets::default()), None),
             Err(error) => ((SocketOffsets::default(), TaskOffsets::default()), Some(error)),
         };
-        let ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for table in TABLES {
+            loader.map_max_entries(table, sizes.table_entries);
+        }
+        let ebpf = loader
             // The object carries no types, so that the kernel's need not be held in memory to match them.
             .btf(None)
             .override_global(names::SOCKET_OFFSETS, bytemuck::bytes_of(&offsets), true)
             .override_global(names::TASK_OFFSETS, bytemuck::bytes_of(&task_offsets), true)
-            .map_max_entries(names::RING, ring_size)
+            .map_max_entries(names::RING, sizes.ring)
             .load(OBJECT)
             .map_err(|source| Error::from_aya("load eBPF maps", source))?;
         let mut capture = Self { ebpf, hooks: Vec::new(), epoch: 0, offsets, no_offsets };

@@ -94,6 +94,8 @@ pub struct Layout {
     pub debug_data: Option<Span>,
     /// `.rodata`
     pub constants: Option<Span>,
+    /// There is a section that Go's linker makes.
+    pub is_go: bool,
     /// What the linker put in, in hexadecimal.
     pub build_id: Option<String>,
 }
@@ -142,6 +144,7 @@ impl Layout {
             match sections.section_name(endian, section) {
                 Ok(b".gnu_debugdata") => layout.debug_data = Some(span),
                 Ok(b".rodata") => layout.constants = Some(span),
+                Ok(b".go.buildinfo") => layout.is_go = true,
                 _ => {}
             }
         }

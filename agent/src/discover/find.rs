@@ -7,6 +7,7 @@ use std::{fmt, fs::File};
 use super::{
     Function, debugdata,
     elf::{self, Bytes, InFile, Layout, Span},
+    other,
 };
 
 /// Where the offsets of a file's functions come from, best first.
@@ -86,6 +87,8 @@ pub enum Why {
     Foreign(&'static str),
     /// It is sound, and has nothing to probe.
     NoFunctions,
+    /// It has TLS of another make: this.
+    Other(&'static str),
 }
 
 /// The ELF file inside a file: all of it, or an entry of an APK.
@@ -101,7 +104,12 @@ pub struct Part {
 pub fn find(file: &File, part: Part) -> Result<Found, Why> {
     let bytes = InFile { file, offset: part.offset, length: part.length };
     let layout = Layout::of_file(bytes).map_err(Why::Foreign)?;
-    let (mut functions, how) = by_symbols(bytes, &layout)?;
+    let (mut functions, how) = match by_symbols(bytes, &layout) {
+        Err(Why::NoFunctions) => {
+            return Err(other::by_constants(bytes, &layout).map_or(Why::NoFunctions, Why::Other));
+        }
+        found => found?,
+    };
     for (_, offset) in &mut functions {
         *offset = offset.checked_add(part.offset).ok_or(Why::Foreign(elf::BROKEN))?;
     }
@@ -179,7 +187,7 @@ fn openssl_version(bytes: InFile<'_>, constants: Span) -> Option<String> {
 }
 
 /// Where `wanted` stands first in a span, counted from the span's beginning.
-fn position(bytes: InFile<'_>, span: Span, wanted: &[u8]) -> Option<u64> {
+pub fn position(bytes: InFile<'_>, span: Span, wanted: &[u8]) -> Option<u64> {
     let mut found = None;
     elf::pieces(&bytes, span, wanted.len() - 1, |piece, offset| {
         let first = wanted.first().copied().unwrap_or_default();
@@ -242,6 +250,31 @@ mod tests {
             u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap()
         };
         vec![(Function::Read, address("SSL_read")), (Function::Write, address("SSL_write"))]
+    }
+
+    /// Builds a shared file of C text, and looks into it.
+    fn of_c(text: &str) -> Result<Found, Why> {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, file) = (folder.path().join("a.c"), folder.path().join("a.so"));
+        fs::write(&source, text).unwrap();
+        run("cc", &["-shared", "-o", file.to_str().unwrap(), source.to_str().unwrap()]);
+        find_in(&file)
+    }
+
+    #[test]
+    fn tls_of_other_makes_is_named() {
+        let go =
+            r#"__attribute__((section(".go.buildinfo"))) int info = 1; const char type[] = "*tls.Conn";"#;
+        assert_eq!(of_c(go).unwrap_err(), Why::Other("Go (crypto/tls)"));
+        assert_eq!(of_c(&go.replace("*tls.Conn", "*net.Conn")).unwrap_err(), Why::NoFunctions);
+        let rust = r#"const char place[] = "/home/x/.cargo/registry/src/index/rustls-0.23.31/src/lib.rs";"#;
+        assert_eq!(of_c(rust).unwrap_err(), Why::Other("rustls"));
+    }
+
+    #[test]
+    fn a_real_go_program_that_speaks_tls_is_named() {
+        let go = run("go", &["env", "GOROOT"]);
+        assert_eq!(find_in(&Path::new(go.trim()).join("bin/go")).unwrap_err(), Why::Other("Go (crypto/tls)"));
     }
 
     #[test]

@@ -357,7 +357,7 @@ pub fn examine(exclude: &[String], path: &Path, opened: &Opened) -> Vec<Examined
 pub fn worth_telling(path: &Path, error: &Error) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_tls = ["libssl", "conscrypt", "boringssl", "libcronet"].iter().any(|part| name.contains(part));
-    is_tls && matches!(error, Error::Foreign { .. })
+    is_tls && matches!(error, Error::Foreign { .. }) || matches!(error, Error::Other { .. })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod file;
 pub mod find;
 pub mod finder;
 pub mod maps;
+mod other;
 mod places;
 pub mod survey;
 pub mod watch;
@@ -160,6 +161,16 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// Its TLS is of another make.
+    #[error(
+        "{path} has {what}, whose plaintext goes through neither BoringSSL nor OpenSSL: it can't be captured"
+    )]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// What it has.
+        what: &'static str,
+    },
     /// Nothing usable stands in the usual places.
     #[error("no TLS library found in the usual places; name one with --library PATH")]
     Nothing,
@@ -261,7 +272,11 @@ fn examine(path: &Path, opened: &Opened, part: Result<Part, &'static str>) -> Re
     }
     find::find(&opened.file, part).map_err(|why| match why {
         Why::Foreign(why) => foreign(why),
-        Why::NoFunctions => Error::NoFunctions { path: path.into() },
+        Why::NoFunctions => match other::by_name(path) {
+            Some(what) => Error::Other { path: path.into(), what },
+            None => Error::NoFunctions { path: path.into() },
+        },
+        Why::Other(what) => Error::Other { path: path.into(), what },
     })
 }
 

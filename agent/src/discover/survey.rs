@@ -56,11 +56,11 @@ impl Survey {
     pub fn hidden(&self) -> Option<String> {
         let Self { processes, unreadable, .. } = self;
         let remedy = match getuid().is_root() {
-            true => "not even by root; a security module, or the container that this runs in, forbids it",
-            false => "by this user; root sees them",
+            true => ", not even by root: a security module or the container forbids it",
+            false => " by this user; root sees them",
         };
         (*unreadable > 0)
-            .then(|| format!("{unreadable} of {processes} processes can't be looked into {remedy}"))
+            .then(|| format!("{unreadable} of {processes} processes can't be looked into{remedy}"))
     }
 }
 

@@ -18,6 +18,7 @@ mod http_messages;
 mod lifecycle;
 mod listing;
 mod losses;
+mod memory;
 mod names;
 mod old_clients;
 mod on_demand;
