@@ -21,6 +21,9 @@ $(call show,PLAINTAPD_LINUX_CONFIG_FIXUPS)
 endef
 cargo-package = $(stub)
 TARGET_DIR = $(OUT)
+# A service that is not chosen is none; all else must be defined.
+PLAINTAPD_INSTALL_INIT_SYSV =
+PLAINTAPD_INSTALL_INIT_SYSTEMD =
 include $(BR2_EXTERNAL_PLAINTAP_PATH)/external.mk
 install:
 	$(foreach hook,$(PLAINTAPD_POST_INSTALL_TARGET_HOOKS),$($(hook)))

@@ -91,6 +91,7 @@ buildroot() {
 
   bash tests/baked/make.sh "$tree" >"$work/by-hand"
   bash tests/baked/make.sh "$tree" BR2_PACKAGE_PLAINTAPD_START_AT_BOOT=y >"$work/at-boot"
+  ! grep -h warning: "$work/by-hand" "$work/at-boot" || die "make warns of the package (see above)"
   has "$work/by-hand" "PLAINTAPD_VERSION = $version"
   has "$work/by-hand" "PLAINTAPD_SITE = file://$tree/dl"
   has "$work/by-hand" "PLAINTAPD_SOURCE = $archive"
