@@ -70,8 +70,10 @@ step "the page, in node and Chromium" bash tests/web/test.sh
 step "the reference clients, in four languages" bash tests/examples/test.sh
 step "TLS for clients, a cargo feature" cargo test --locked -p plaintapd --features tls --test tls
 step "device build: aarch64" bash ci/build-device.sh
+step "baked in: the Magisk module and the Buildroot package" bash tests/baked/test.sh
 step "fuzzing, 5 s a target" bash ci/fuzz.sh 5
 step "end-to-end tests on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/test.sh
 step "the real adbd on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/adb.sh
+step "baked in, on an arm64 kernel" bash tests/vm/baked.sh
 
 say "${green}all $done_steps steps passed in $SECONDS s$plain"
