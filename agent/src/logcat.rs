@@ -19,22 +19,28 @@ const TAG: &[u8] = b"plaintapd\0";
 
 /// logd, if this is an Android that runs.
 #[derive(Debug)]
-pub struct Logcat(UnixDatagram);
+pub struct Logcat {
+    socket: UnixDatagram,
+    /// Looked up for each line, as logd may be started again.
+    path: &'static Path,
+}
 
 impl Logcat {
     /// Finds logd at `path`.
-    pub fn find(path: &Path) -> io::Result<Self> {
+    pub fn find(path: &'static Path) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         // Lines that find no room are left out, as logd's own library does it.
         socket.set_nonblocking(true)?;
-        socket.connect(path)?;
-        Ok(Self(socket))
+        std::fs::metadata(path)?;
+        Ok(Self { socket, path })
     }
 
     /// Hands over a line said at `time` since 1970; never waits.
     pub fn put(&self, time: Duration, level: Level, text: &str) {
         // Nobody is left to tell when it is gone.
-        let _ = self.0.send(&message(time, level, nix::unistd::gettid().as_raw() as u16, text));
+        let _ = self
+            .socket
+            .send_to(&message(time, level, nix::unistd::gettid().as_raw() as u16, text), self.path);
     }
 }
 
@@ -71,10 +77,15 @@ mod tests {
     #[test]
     fn a_line_arrives_as_logd_takes_it() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("logdw");
-        assert!(Logcat::find(&path).is_err());
-        let logd = UnixDatagram::bind(&path).unwrap();
-        let logcat = Logcat::find(&path).unwrap();
+        let path: &'static Path = Box::leak(folder.path().join("logdw").into_boxed_path());
+        assert!(Logcat::find(path).is_err());
+        let logd = UnixDatagram::bind(path).unwrap();
+        let logcat = Logcat::find(path).unwrap();
+        // As when it is started again.
+        drop(logd);
+        std::fs::remove_file(path).unwrap();
+        logcat.put(Duration::ZERO, Level::Info, "nobody hears this");
+        let logd = UnixDatagram::bind(path).unwrap();
         logcat.put(Duration::new(0x0102_0304, 5), Level::Warn, "a\0b");
         let mut got = [0; 64];
         let length = logd.recv(&mut got).unwrap();
@@ -85,9 +96,9 @@ mod tests {
     #[test]
     fn a_logd_that_does_not_read_keeps_nobody_waiting() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("logdw");
-        let _logd = UnixDatagram::bind(&path).unwrap();
-        let logcat = Logcat::find(&path).unwrap();
+        let path: &'static Path = Box::leak(folder.path().join("logdw").into_boxed_path());
+        let _logd = UnixDatagram::bind(path).unwrap();
+        let logcat = Logcat::find(path).unwrap();
         for _ in 0..10_000 {
             logcat.put(Duration::ZERO, Level::Info, "a line");
         }
