@@ -16,14 +16,17 @@ fi
 say() { printf '%s\n' "$*"; }
 heading() { printf '%s%s%s\n' "$bold" "$*" "$plain"; }
 
-# die MESSAGE [EXIT-CODE]: one line that names the thing and the remedy.
+# die MESSAGE [EXIT-CODE]: one line that names the thing and the remedy. A script elsewhere sets $script_name.
 die() {
-  printf '%s%s: %s%s\n' "$red" "ci/$(basename "$0")" "$1" "$plain" >&2
+  printf '%s%s: %s%s\n' "$red" "${script_name:-ci/$(basename "$0")}" "$1" "$plain" >&2
   exit "${2:-1}"
 }
 
 # The oldest Rust that the workspace builds with, said once in Cargo.toml.
 oldest_rust() { sed -n 's/^rust-version = "\([0-9.]*\)"$/\1/p' "$root/Cargo.toml"; }
+
+# The version of all the crates, said once in Cargo.toml.
+workspace_version() { sed -n 's/^version = "\([0-9][^"]*\)"$/\1/p' "$root/Cargo.toml"; }
 
 # at_least VERSION WANTED
 at_least() { [[ $(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]; }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes what a release consists of, in dist/: plaintapd for aarch64 and x86_64 and plaintap for x86_64, each one static file that
-# runs on any Linux; their bills of materials (CycloneDX), all licence texts, and SHA256SUMS.
+# runs on any Linux; the Magisk module and the tree for Buildroot, which bring plaintapd into a device's system; bills of
+# materials (CycloneDX), all licence texts, and SHA256SUMS.
 #
 #   bash ci/package.sh             as root the first time: it installs what is missing
 #   bash ci/package.sh --check     builds in two other folders, and fails where the bytes differ
@@ -12,7 +13,7 @@ source "$(dirname "$0")/lib.sh"
 
 case "$*" in
   '' | --check) ;;
-  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0" && exit 0 ;;
+  -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit 0 ;;
   *) die "unknown arguments: $*; see --help" 2 ;;
 esac
 
@@ -41,6 +42,10 @@ bash ci/build-device.sh aarch64
 bash ci/build-device.sh x86_64
 heading "plaintap for the computer"
 bash ci/build-device.sh x86_64 plaintap
+
+heading "plaintapd in a device's system"
+bash android/magisk/build.sh dist
+bash buildroot/build.sh dist
 
 heading "what they are made of"
 use_cargo demo || die "no cargo of $(oldest_rust) or newer: bash ci/setup.sh test"

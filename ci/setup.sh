@@ -179,6 +179,9 @@ case $profile in
     need_browser
     need_languages
     need_venv tests/copies/requirements.txt "$target/copies" "tests with copies of TLS code that programs bring"
+    install "to read and try what is installed on devices" make shellcheck systemd
+    # Either of two packages, which exclude each other.
+    command -v busybox >/dev/null || install "the shell that devices have" busybox-static
     install "to rebuild the eBPF objects" libstd-rust-web-dev-bpf llvm-22
     ;;
   *) usage 2 >&2 ;;

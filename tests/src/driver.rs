@@ -185,10 +185,11 @@ impl Driver {
 fn answer(process: &Process, number: usize) -> Result<String> {
     match process.stdout.wait_for(number, "an answer", |_| true) {
         Ok((_, line)) => Ok(line),
-        Err(error) => Err(error.context(format!(
-            "the TLS driver said (within {PATIENCE:?}): {}",
-            process.stderr.all().join("; ")
-        ))),
+        Err(error) => {
+            // It has ended, or is stuck: what it said last may be on its way.
+            let said = process.stderr.to_the_end().unwrap_or_else(|_| process.stderr.all());
+            Err(error.context(format!("the TLS driver said (within {PATIENCE:?}): {}", said.join("; "))))
+        }
     }
 }
 

@@ -8,5 +8,5 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 node agent/web/build.mjs --check
 [[ -d tests/web/node_modules ]] || { echo "tests/web/node_modules is missing: bash ci/setup.sh test" >&2; exit 1; }
-(cd tests/web && npx --no-install biome lint --error-on-warnings --config-path=. ../../agent/web .)
+(cd tests/web && npx --no-install biome lint --error-on-warnings --config-path=. ../../agent/web . ../programs)
 node --test tests/web/
