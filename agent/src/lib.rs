@@ -16,6 +16,7 @@ pub mod link;
 pub mod list;
 pub mod listen;
 pub mod log;
+pub mod logcat;
 pub mod memory;
 pub mod notify;
 pub mod privileges;

@@ -5,12 +5,15 @@
 use std::{
     io::Write,
     os::fd::AsFd,
+    path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::logcat::{self, LOGD, Logcat};
 
 /// The longest line that clients are sent, in bytes.
 pub const MAX_LINE: usize = 960;
@@ -22,13 +25,16 @@ struct Logger {
     sink: Sink,
     /// Lines that stderr had no room for.
     lost: AtomicU64,
+    logcat: Option<Logcat>,
 }
 
 /// Sends this process's log to stderr and to `sink`.
 ///
 /// A second call changes nothing, as there is one logger in a process.
 pub fn start(level: LevelFilter, sink: Sink) {
-    if log::set_boxed_logger(Box::new(Logger { sink, lost: AtomicU64::new(0) })).is_ok() {
+    // Where programs are linked with Android's own library, that one does it.
+    let logcat = if cfg!(target_os = "android") { None } else { Logcat::find(Path::new(LOGD)).ok() };
+    if log::set_boxed_logger(Box::new(Logger { sink, lost: AtomicU64::new(0), logcat })).is_ok() {
         log::set_max_level(level);
     }
 }
@@ -56,6 +62,10 @@ impl Log for Logger {
         put(std::io::stderr(), &self.lost, &line);
         #[cfg(target_os = "android")]
         android_logger::log(record);
+        if let Some(logcat) = &self.logcat {
+            // It has a time and a level of its own, and the line is bounded.
+            logcat.put(logcat::now(), record.level(), line.splitn(3, ' ').nth(2).unwrap_or_default());
+        }
         (self.sink)(&line);
     }
 
