@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(shell.looked_up().unwrap().ends, Ends { opener: client, acceptor: server });
         drop(accepted);
         assert_eq!(Shell::start("").looked_up(), None);
-        let two = Shell::start(&format!("{open}; {}", open.replace('5', "8")));
+        let two = Shell::start(&format!("{open}; {}", open.replace("exec 5", "exec 8")));
         assert_eq!(two.looked_up(), None);
     }
 
