@@ -9,17 +9,19 @@ MODDIR=${0%/*}
 # Seconds before the next start: doubled with each, up to the longest; a run as long as that counts as a good one.
 shortest=1 longest=60
 
-# to_logcat: lines of plaintapd's log, `TIME LEVEL TEXT`.
+# to_logcat: what plaintapd says besides its log, which it hands to logd itself; where there is no logd, that too.
 to_logcat() {
   local line priority
   while IFS= read -r line; do
     case $line in
       *Z\ ERR\ *) priority=e ;;
       *Z\ WRN\ *) priority=w ;;
+      *Z\ INF\ *) priority=i ;;
       *Z\ DBG\ * | *Z\ TRC\ *) priority=d ;;
-      *) priority=i ;;
+      # Why it can't run.
+      *) log -t plaintapd -p e "$line" && continue ;;
     esac
-    log -t plaintapd -p $priority "$line"
+    [ -S /dev/socket/logdw ] || log -t plaintapd -p $priority "$line"
   done
 }
 
