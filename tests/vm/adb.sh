@@ -173,7 +173,7 @@ pushed_and_forwarded() {
       names+=("$name")
     done
   done
-  for name in "${names[@]}"; do expect "$name.err" watching; done
+  for name in "${names[@]}"; do expect "$name.err" 'connected to'; done
   converse "$secret"
   for name in "${names[@]}"; do expect_event "$secret" "$name.json"; done
   say "  adbd of uid 0 and 2000, tcp and abstract socket: what is said inside appears outside"
@@ -191,8 +191,8 @@ cut_under_load() {
   port=$(forward "$shell_device" tcp:28257)
   background forwarded "$plaintap" watch "ws://127.0.0.1:$port/" --json
   background direct "$plaintap" watch "adb:$shell_device" --json
-  expect forwarded.err watching
-  expect direct.err watching
+  expect forwarded.err 'connected to'
+  expect direct.err 'connected to'
   load "$blocks"
   for turn in 1 2 3; do
     # Some of it has to come before each cut, and some after the last one.
@@ -219,10 +219,10 @@ plaintap_adb() {
   inside 'chmod 4755 /usr/bin/busybox'
   background adb "$plaintap" adb -s "$shell_device" --agent dist/plaintapd-aarch64 --json -- --log-level debug
   pid=$last
-  expect adb.err watching
+  expect adb.err 'connected to'
   forward=$(sed -n 's|.*http://127.0.0.1:\([0-9]*\)/$|\1|p' "$work/adb.err")
   background viewer "$plaintap" watch "ws://127.0.0.1:$forward/" --json
-  expect viewer.err watching
+  expect viewer.err 'connected to'
   converse "$secret-1"
   expect_event "$secret-1" adb.json
   replug "$shell_device"
@@ -243,12 +243,12 @@ plaintap_adb() {
   # A client that is killed leaves its agent; the next one ends it.
   background killed "$plaintap" adb -s "$root_device" --agent dist/plaintapd-aarch64 --json
   pid=$last
-  expect killed.err watching
+  expect killed.err 'connected to'
   kill -KILL "$pid"
   wait "$pid" 2>/dev/null || true
   background next "$plaintap" adb -s "$root_device" --agent dist/plaintapd-aarch64 --json --count 1
   pid=$last
-  expect next.err watching
+  expect next.err 'connected to'
   expect next.err "had left on the device"
   converse "$secret-3"
   ended "$pid" next 0
