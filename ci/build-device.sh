@@ -56,7 +56,7 @@ linker_variable=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$triple")_LINKER
 env -u RUSTFLAGS -u CARGO_BUILD_TARGET \
   CARGO_TARGET_DIR="$device" RUSTC=$device_rustc RUSTC_BOOTSTRAP=1 "$linker_variable=$linker" \
   CARGO_ENCODED_RUSTFLAGS="$(IFS=$'\x1f' && printf '%s' "${flags[*]}")" \
-  $device_cargo build --release --locked -Zbuild-std=std,panic_abort --target "$triple" -p "$name" --bin "$name"
+  $device_cargo build --release --locked -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$triple" -p "$name" --bin "$name"
 
 mkdir -p dist
 program=dist/$name-$arch

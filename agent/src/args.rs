@@ -11,7 +11,11 @@ use std::{
 use argh::FromArgs;
 use plaintap_abi::choice;
 
-use crate::{listen::Place, server::tls};
+use crate::{
+    discover::{Options, offsets::Offsets},
+    listen::Place,
+    server::tls,
+};
 
 /// Streams the plaintext of TLS connections on this device to eCaptureQ clients, such as `plaintap watch`.
 #[derive(FromArgs, Debug)]
@@ -85,6 +89,13 @@ pub struct Args {
     /// watch no file whose whole path fits this pattern; `*` is any text, `?` any character; repeatable
     #[argh(option, arg_name = "glob")]
     pub exclude: Vec<String>,
+    /// watch no function that its code alone tells to be the one
+    #[argh(switch)]
+    pub no_inferred: bool,
+    /// functions of files without symbols, by build ID: a text file with lines as `BUILD-ID SSL_read=0x2d5ac0
+    /// SSL_write=0x2d5ed0`, addresses as nm prints them
+    #[argh(option, arg_name = "path")]
+    pub offsets: Option<Offsets>,
     /// capture this process id
     #[argh(option, arg_name = "number")]
     pub pid: Vec<Chosen<u32>>,
@@ -153,6 +164,23 @@ pub struct ListArgs {
     /// leave out what fits this pattern, as for running; repeatable
     #[argh(option, arg_name = "glob")]
     pub exclude: Vec<String>,
+    /// leave out functions that only their code tells to be the ones, as for running
+    #[argh(switch)]
+    pub no_inferred: bool,
+    /// functions of files without symbols, as for running
+    #[argh(option, arg_name = "path")]
+    pub offsets: Option<Offsets>,
+}
+
+impl ListArgs {
+    /// Which files to look into, and how.
+    pub fn options(&self) -> Options {
+        options(&self.exclude, self.no_inferred, self.offsets.as_ref())
+    }
+}
+
+fn options(exclude: &[String], no_inferred: bool, offsets: Option<&Offsets>) -> Options {
+    Options { exclude: exclude.to_vec(), no_inferred, offsets: offsets.cloned().unwrap_or_default() }
 }
 
 /// Checks whether this device is fit for plaintapd: its kernel, what this user may do, the port, and what can be captured.
@@ -183,6 +211,11 @@ pub struct DoctorArgs {
 }
 
 impl Args {
+    /// Which files to look into, and how.
+    pub fn options(&self) -> Options {
+        options(&self.exclude, self.no_inferred, self.offsets.as_ref())
+    }
+
     /// What a TLS server needs.
     pub fn tls_files(&self) -> tls::Files<'_> {
         tls::Files {
@@ -238,7 +271,8 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
 }
 
 /// Flags that are given once: the command line's stands before the file's.
-const ONCE: [&str; 14] = [
+const ONCE: [&str; 15] = [
+    "--offsets",
     "--linger",
     "--ecaptureq",
     "--tls-cert",

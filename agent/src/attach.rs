@@ -236,11 +236,11 @@ impl<'a> Half<'a> {
 /// What is there to be attached, and what will find more; none where a person said what to watch.
 fn find(args: &Args) -> Result<(Vec<Change>, Option<Finder>), Error> {
     if !args.library.is_empty() {
-        let named = discover::named(&args.library)?;
+        let named = discover::named(&args.library, &args.options())?;
         return Ok((named.into_iter().map(Change::Attach).collect(), None));
     }
     let mut found = Vec::new();
-    let mut finder = Finder::new(&args.exclude);
+    let mut finder = Finder::new(args.options());
     finder.places(&mut |change| found.push(change));
     let carries = |change: &Change| matches!(change, Change::Attach(target) if target.found.carries());
     if args.no_scan && !found.iter().any(carries) {

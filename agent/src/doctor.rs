@@ -11,7 +11,7 @@ use crate::{
     args::DoctorArgs,
     capture::{self, Capture, SocketHook, btf, filters::Filters},
     discover::{
-        Target, events,
+        Options, Target, events,
         survey::{Survey, survey},
     },
     listen::{self, Place},
@@ -68,7 +68,7 @@ pub fn examine(args: &DoctorArgs) -> Examined {
     let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut findings = vec![kernel(&release), user(&read("/proc/self/status").unwrap_or_default())];
     findings.extend(security());
-    let survey = survey(Path::new("/"), Path::new("/proc"), &[]);
+    let survey = survey(Path::new("/"), Path::new("/proc"), &Options::default());
     let (tried, programs) = capture(&survey);
     findings.extend(tried);
     findings.push(match Path::new("/sys/kernel/btf/vmlinux").exists() {

@@ -16,7 +16,7 @@ const NONE: &str = "-";
 
 /// Looks, and writes what it saw.
 pub fn list(args: &ListArgs) -> String {
-    let survey = survey(Path::new("/"), Path::new("/proc"), &args.exclude);
+    let survey = survey(Path::new("/"), Path::new("/proc"), &args.options());
     if args.json { json(&survey) } else { table(&survey) }
 }
 

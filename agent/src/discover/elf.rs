@@ -8,18 +8,19 @@ use std::{fs::File, os::unix::fs::FileExt};
 use object::{
     LittleEndian, ReadCache, ReadRef,
     elf::{
-        DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_LOAD, PT_NOTE, SHT_DYNSYM,
-        SHT_SYMTAB,
+        DT_NEEDED, EM_AARCH64, EM_X86_64, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_GNU_EH_FRAME, PT_LOAD,
+        PT_NOTE, SHT_DYNSYM, SHT_SYMTAB,
     },
     read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader},
 };
 
 use super::Function;
 
+/// The CPU that this device has.
 #[cfg(target_arch = "x86_64")]
-const MACHINE: u16 = EM_X86_64;
+pub const MACHINE: u16 = EM_X86_64;
 #[cfg(target_arch = "aarch64")]
-const MACHINE: u16 = EM_AARCH64;
+pub const MACHINE: u16 = EM_AARCH64;
 
 /// What is said of a file whose parts don't fit.
 pub const BROKEN: &str = "its ELF structure is broken";
@@ -74,18 +75,26 @@ pub struct Table {
     strings: Span,
 }
 
-/// A segment that is run: address, offset and length in the file, in bytes.
+/// A segment that is loaded: address, offset and length in the file, in bytes.
 #[derive(Clone, Copy, Debug)]
-struct Segment {
-    address: u64,
-    offset: u64,
-    length: u64,
+pub struct Segment {
+    /// Where it is in memory, from where the file's first byte would be.
+    pub address: u64,
+    /// Where it is in the file.
+    pub offset: u64,
+    /// How much of it is in the file.
+    pub length: u64,
+    /// Whether it is run.
+    pub is_code: bool,
 }
 
 /// Where the parts of an ELF file are.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
-    code: Vec<Segment>,
+    /// What is loaded into memory.
+    pub segments: Vec<Segment>,
+    /// `.eh_frame_hdr`
+    pub frames: Option<Span>,
     /// `.dynsym`
     pub dynamic: Option<Table>,
     /// `.symtab`
@@ -100,38 +109,54 @@ pub struct Layout {
     pub build_id: Option<String>,
 }
 
+impl Segment {
+    fn offset_of(&self, address: u64) -> Option<u64> {
+        let inside = address.checked_sub(self.address)?;
+        (inside < self.length).then_some(self.offset.checked_add(inside)?)
+    }
+}
+
 impl Layout {
     /// Of a file in part of another one; an error says what it is instead of a library for this device.
     pub fn of_file(part: InFile<'_>) -> Result<Self, &'static str> {
+        Self::of_file_for(part, MACHINE)
+    }
+
+    /// The same for a device with another CPU.
+    pub fn of_file_for(part: InFile<'_>, machine: u16) -> Result<Self, &'static str> {
         let cache = ReadCache::new(part.file);
-        Self::of(cache.range(part.offset, part.length))
+        Self::of(cache.range(part.offset, part.length), machine)
     }
 
     /// Of a file in memory.
     pub fn of_bytes(bytes: &[u8]) -> Result<Self, &'static str> {
-        Self::of(bytes)
+        Self::of(bytes, MACHINE)
     }
 
-    fn of<'a>(data: impl ReadRef<'a>) -> Result<Self, &'static str> {
+    fn of<'a>(data: impl ReadRef<'a>, wanted: u16) -> Result<Self, &'static str> {
         let header = FileHeader64::<LittleEndian>::parse(data).map_err(|_| "it is not a 64-bit ELF file")?;
         let endian = header.endian().map_err(|_| "it is not little-endian")?;
         match header.e_machine(endian) {
-            machine if machine == MACHINE => {}
+            machine if machine == wanted => {}
             EM_AARCH64 | EM_X86_64 => return Err("it is for another CPU"),
             _ => return Err("it is for an unknown CPU"),
         }
         let segments = header.program_headers(endian, data).map_err(|_| BROKEN)?;
-        let code = segments
+        let loaded = segments
             .iter()
-            .filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_flags(endian) & PF_X != 0)
+            .filter(|segment| segment.p_type(endian) == PT_LOAD)
             .map(|segment| Segment {
                 address: segment.p_vaddr(endian),
                 offset: segment.p_offset(endian),
                 length: segment.p_filesz(endian),
+                is_code: segment.p_flags(endian) & PF_X != 0,
             })
             .collect();
+        let frames = segments.iter().find(|segment| segment.p_type(endian) == PT_GNU_EH_FRAME);
+        let frames = frames.map(|segment| (segment.p_offset(endian), segment.p_filesz(endian)));
         let sections = header.sections(endian, data).map_err(|_| BROKEN)?;
-        let mut layout = Self { code, build_id: build_id(segments, endian, data), ..Self::default() };
+        let build_id = build_id(segments, endian, data);
+        let mut layout = Self { segments: loaded, frames, build_id, ..Self::default() };
         for section in sections.iter() {
             let span = (section.sh_offset(endian), section.sh_size(endian));
             let kind = section.sh_type(endian);
@@ -152,22 +177,37 @@ impl Layout {
     }
 
     /// The file offset of the code at `address`, through the segment that holds it.
-    fn file_offset(&self, address: u64) -> Option<u64> {
-        self.code.iter().find_map(|segment| {
-            let inside = address.checked_sub(segment.address)?;
-            (inside < segment.length).then_some(segment.offset.checked_add(inside)?)
+    pub fn file_offset(&self, address: u64) -> Option<u64> {
+        self.code().find_map(|segment| segment.offset_of(address))
+    }
+
+    /// The segments that are run.
+    pub fn code(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter().filter(|segment| segment.is_code)
+    }
+
+    /// The file offset of whatever is at `address`.
+    pub fn offset_of(&self, address: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| segment.offset_of(address))
+    }
+
+    /// The address of what stands at `offset` in the file.
+    pub fn address_of(&self, offset: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let inside = offset.checked_sub(segment.offset)?;
+            (inside < segment.length).then_some(segment.address.checked_add(inside)?)
         })
     }
 
     /// The functions that `table` in `bytes` names, with their offsets in the file of this layout.
-    pub fn functions(&self, bytes: &impl Bytes, table: Table) -> Result<Vec<(Function, u64)>, &'static str> {
+    pub fn functions(&self, bytes: &dyn Bytes, table: Table) -> Result<Vec<(Function, u64)>, &'static str> {
         let names = names(bytes, table.strings)?;
         // One that others may use comes before one that is the file's own, and of versions the first.
         let mut found: Vec<(Function, u64, bool)> = Vec::new();
         if names.is_empty() {
             return Ok(Vec::new());
         }
-        pieces(bytes, table.symbols, 0, |piece, _| {
+        pieces(bytes, table.symbols, 0, &mut |piece, _| {
             for symbol in piece.chunks_exact(SYMBOL) {
                 let [n0, n1, n2, n3, kind, _, s0, s1, a0, a1, a2, a3, a4, a5, a6, a7, ..] = *symbol else {
                     continue;
@@ -195,10 +235,10 @@ impl Layout {
 }
 
 /// The offsets in `strings` at which the name of a function stands, sorted.
-fn names(bytes: &impl Bytes, strings: Span) -> Result<Vec<(u32, Function)>, &'static str> {
+fn names(bytes: &dyn Bytes, strings: Span) -> Result<Vec<(u32, Function)>, &'static str> {
     const LONGEST: usize = 32;
     let mut names = Vec::new();
-    pieces(bytes, strings, LONGEST, |piece, offset| {
+    pieces(bytes, strings, LONGEST, &mut |piece, offset| {
         let ends = piece.iter().enumerate().filter(|(_, byte)| **byte == 0);
         for (end, _) in ends {
             let text = &piece[..end];
@@ -222,10 +262,10 @@ fn names(bytes: &impl Bytes, strings: Span) -> Result<Vec<(u32, Function)>, &'st
 /// Gives `take` the bytes of a span piece by piece, with each piece's offset in it, until it has enough (false). Each piece
 /// begins with the last `overlap` bytes of the one before.
 pub fn pieces(
-    bytes: &impl Bytes,
+    bytes: &dyn Bytes,
     (start, length): Span,
     overlap: usize,
-    mut take: impl FnMut(&[u8], u64) -> bool,
+    take: &mut dyn FnMut(&[u8], u64) -> bool,
 ) -> Result<(), &'static str> {
     const WHOLE: usize = PIECE / SYMBOL * SYMBOL;
     let mut buffer = vec![0; overlap + WHOLE];

@@ -1,13 +1,14 @@
 //! How the functions of a TLS library are found in a file.
 //!
-//! In its symbols, wherever they are: dynamic ones, all of them, or those of `.gnu_debugdata`.
+//! In its symbols, wherever they are: dynamic ones, all of them, or those of `.gnu_debugdata`. Where none are, by what a person
+//! knows of the file, or else by its code.
 
 use std::{fmt, fs::File};
 
 use super::{
-    Function, debugdata,
+    Function, Options, debugdata,
     elf::{self, Bytes, InFile, Layout, Span},
-    other,
+    infer, other,
 };
 
 /// Where the offsets of a file's functions come from, best first.
@@ -89,7 +90,12 @@ pub enum Why {
     NoFunctions,
     /// It has TLS of another make: this.
     Other(&'static str),
+    /// It has BoringSSL or OpenSSL in it, and nothing tells where their functions are, for this reason.
+    Unnamed(&'static str),
 }
+
+/// Functions with their offsets in bytes, or with their addresses.
+type Functions = Vec<(Function, u64)>;
 
 /// The ELF file inside a file: all of it, or an entry of an APK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,33 +107,38 @@ pub struct Part {
 }
 
 /// Looks for the functions in a part of `file`.
-pub fn find(file: &File, part: Part) -> Result<Found, Why> {
+pub fn find(file: &File, part: Part, options: &Options) -> Result<Found, Why> {
     let bytes = InFile { file, offset: part.offset, length: part.length };
     let layout = Layout::of_file(bytes).map_err(Why::Foreign)?;
-    let (mut functions, how) = match by_symbols(bytes, &layout) {
-        Err(Why::NoFunctions) => {
+    let named = by_symbols(bytes, &layout);
+    let carries = |(functions, _): &(Functions, How)| functions.iter().any(|(it, _)| it.carries());
+    let is_hidden = !matches!(named, Err(Why::Foreign(_)))
+        && !named.as_ref().is_ok_and(carries)
+        && layout.constants.is_some_and(|constants| has_tls(bytes, constants));
+    let hidden = if is_hidden { unnamed(bytes, &layout, options) } else { Err(Why::NoFunctions) };
+    let (mut functions, how, flavour) = match (hidden, named) {
+        (Ok(found), _) => found,
+        (Err(_), Ok((functions, how))) => {
+            let flavour = flavour(&functions);
+            (functions, how, flavour)
+        }
+        (Err(Why::NoFunctions), Err(Why::NoFunctions)) => {
             return Err(other::by_constants(bytes, &layout).map_or(Why::NoFunctions, Why::Other));
         }
-        found => found?,
+        (Err(why), Err(Why::NoFunctions)) | (_, Err(why)) => return Err(why),
     };
     for (_, offset) in &mut functions {
         *offset = offset.checked_add(part.offset).ok_or(Why::Foreign(elf::BROKEN))?;
     }
-    let has = |wanted| functions.iter().any(|(function, _)| *function == wanted);
-    let flavour = match (has(Function::SetHostName), has(Function::ReadEx)) {
-        (true, _) => Flavour::BoringSsl,
-        (false, true) => Flavour::OpenSsl,
-        (false, false) => Flavour::Unknown,
-    };
     let version = layout.constants.filter(|_| flavour == Flavour::OpenSsl);
     let version = version.and_then(|constants| openssl_version(bytes, constants));
     Ok(Found { functions, how, flavour, version, build_id: layout.build_id })
 }
 
 /// The functions by the best of the symbol tables that has any which carry plaintext, or else by one that has `BIO_write`.
-fn by_symbols(bytes: InFile<'_>, layout: &Layout) -> Result<(Vec<(Function, u64)>, How), Why> {
+fn by_symbols(bytes: InFile<'_>, layout: &Layout) -> Result<(Functions, How), Why> {
     let mut second = None;
-    let mut take = |functions: Vec<(Function, u64)>, how| {
+    let mut take = |functions: Functions, how| {
         if functions.iter().any(|(function, _)| function.carries()) {
             return Some((functions, how));
         }
@@ -154,6 +165,38 @@ fn by_symbols(bytes: InFile<'_>, layout: &Layout) -> Result<(Vec<(Function, u64)
         return Ok(found);
     }
     second.ok_or(Why::NoFunctions)
+}
+
+/// Whose library it is that has these functions.
+fn flavour(functions: &[(Function, u64)]) -> Flavour {
+    let has = |wanted| functions.iter().any(|(function, _)| *function == wanted);
+    match (has(Function::SetHostName), has(Function::ReadEx)) {
+        (true, _) => Flavour::BoringSsl,
+        (false, true) => Flavour::OpenSsl,
+        (false, false) => Flavour::Unknown,
+    }
+}
+
+/// The functions of a file with a TLS library that has no symbols.
+fn unnamed(bytes: InFile<'_>, layout: &Layout, options: &Options) -> Result<(Functions, How, Flavour), Why> {
+    let known = layout.build_id.as_ref().and_then(|build_id| options.offsets.of(build_id));
+    let (functions, how, flavour) = if let Some(functions) = known {
+        if !functions.iter().all(|(_, address)| infer::begins(bytes, layout, *address)) {
+            return Err(Why::Unnamed("the addresses given for its build ID are no functions' beginnings"));
+        }
+        (functions.to_vec(), How::Offsets, flavour(functions))
+    } else {
+        let sources = infer::sources(bytes, layout).ok_or(Why::NoFunctions)?;
+        if options.no_inferred {
+            return Err(Why::Unnamed("--no-inferred is given"));
+        }
+        let inferred = infer::infer(bytes, layout, &sources);
+        let inferred = inferred.ok_or(Why::Unnamed("its code does not tell them for certain"))?;
+        (inferred.functions, How::Inferred, inferred.flavour)
+    };
+    let offset = |(function, address)| Some((function, layout.file_offset(address)?));
+    let functions: Option<Functions> = functions.into_iter().map(offset).collect();
+    Ok((functions.ok_or(Why::Foreign(elf::BROKEN))?, how, flavour))
 }
 
 /// Whether the constants of a file are a TLS library's. Source: the key log's labels, which BoringSSL and OpenSSL write.
@@ -186,15 +229,21 @@ fn openssl_version(bytes: InFile<'_>, constants: Span) -> Option<String> {
     None
 }
 
+/// Where `wanted` stands in `text`.
+pub fn all<'a>(text: &'a [u8], wanted: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+    let last = wanted.last().copied().unwrap_or_default();
+    let ends = text.iter().enumerate().filter(move |(_, byte)| **byte == last).map(|(place, _)| place);
+    ends.filter_map(move |end| {
+        let start = (end + 1).checked_sub(wanted.len())?;
+        (text[start..=end] == *wanted).then_some(start)
+    })
+}
+
 /// Where `wanted` stands first in a span, counted from the span's beginning.
 pub fn position(bytes: InFile<'_>, span: Span, wanted: &[u8]) -> Option<u64> {
     let mut found = None;
-    elf::pieces(&bytes, span, wanted.len() - 1, |piece, offset| {
-        let first = wanted.first().copied().unwrap_or_default();
-        let starts = piece.iter().enumerate().filter(|(_, byte)| **byte == first).map(|(place, _)| place);
-        let place =
-            starts.into_iter().find(|place| piece.get(*place..).is_some_and(|text| text.starts_with(wanted)));
-        found = place.map(|place| offset + place as u64);
+    elf::pieces(&bytes, span, wanted.len() - 1, &mut |piece, offset| {
+        found = all(piece, wanted).next().map(|place| offset + place as u64);
         found.is_none()
     })
     .ok()?;
@@ -225,7 +274,7 @@ mod tests {
     fn find_in(path: &Path) -> Result<Found, Why> {
         let file = File::open(path).unwrap();
         let length = file.metadata().unwrap().len();
-        find(&file, Part { offset: 0, length })
+        find(&file, Part { offset: 0, length }, &Options::default())
     }
 
     /// A library of two functions without dynamic symbols for them, as a program that links TLS statically is.
@@ -312,7 +361,8 @@ mod tests {
         let outer = folder.path().join("outer");
         fs::write(&outer, [&[b'x'; 4096], &content[..], b"more"].concat()).unwrap();
         let file = File::open(&outer).unwrap();
-        let found = find(&file, Part { offset: 4096, length: content.len() as u64 }).unwrap();
+        let part = Part { offset: 4096, length: content.len() as u64 };
+        let found = find(&file, part, &Options::default()).unwrap();
         let moved: Vec<_> =
             alone.functions.iter().map(|(function, offset)| (*function, offset + 4096)).collect();
         assert_eq!((found.functions, found.build_id), (moved, alone.build_id));

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Error, NamedPart, Target,
+    Error, NamedPart, Options, Target,
     file::{self, Opened, Stamp},
     find::{Found, Part},
     maps::{self, Mapping},
@@ -75,7 +75,7 @@ impl Known {
 pub struct Finder {
     root: PathBuf,
     proc: PathBuf,
-    exclude: Vec<String>,
+    options: Options,
     seen: Recent<Stamp, Verdict>,
     targets: HashMap<u64, Known>,
     next: u64,
@@ -88,16 +88,16 @@ pub struct Finder {
 pub type Sink<'a> = &'a mut dyn FnMut(Change);
 
 impl Finder {
-    /// Knows nothing yet; never looks into files whose path fits a pattern of `exclude`.
-    pub fn new(exclude: &[String]) -> Self {
-        Self::below(Path::new("/"), Path::new("/proc"), exclude)
+    /// Knows nothing yet.
+    pub fn new(options: Options) -> Self {
+        Self::below(Path::new("/"), Path::new("/proc"), options)
     }
 
-    fn below(root: &Path, proc: &Path, exclude: &[String]) -> Self {
+    fn below(root: &Path, proc: &Path, options: Options) -> Self {
         Self {
             root: root.into(),
             proc: proc.into(),
-            exclude: exclude.to_vec(),
+            options,
             seen: Recent::new(FILES),
             targets: HashMap::new(),
             next: 0,
@@ -273,7 +273,7 @@ impl Finder {
         });
         self.parsed = true;
         let (mut first, mut refused) = (None, Vec::new());
-        for Examined { path: name, found, .. } in examine(&self.exclude, path, &opened) {
+        for Examined { path: name, found, .. } in examine(&self.options, path, &opened) {
             match found.and_then(|found| Ok((super::again(&name, &opened)?, found))) {
                 Ok((file, found)) => {
                     let Some(id) = self.add(path, &opened, place, sink) else { break };
@@ -332,11 +332,11 @@ pub struct Examined {
     pub found: Result<Found, Error>,
 }
 
-/// What there is to probe in a file or in the libraries of an APK; nothing where a path fits a pattern of `exclude`.
-pub fn examine(exclude: &[String], path: &Path, opened: &Opened) -> Vec<Examined> {
+/// What there is to probe in a file or in the libraries of an APK; nothing where a path is excluded.
+pub fn examine(options: &Options, path: &Path, opened: &Opened) -> Vec<Examined> {
     let is_wanted = |path: &Path| {
         let name = path.as_os_str().as_encoded_bytes();
-        !exclude.iter().any(|pattern| file::fits(pattern.as_bytes(), name))
+        !options.exclude.iter().any(|pattern| file::fits(pattern.as_bytes(), name))
     };
     if !is_wanted(path) {
         return Vec::new();
@@ -346,7 +346,7 @@ pub fn examine(exclude: &[String], path: &Path, opened: &Opened) -> Vec<Examined
         Err(error) => return vec![Examined { path: path.into(), part: None, found: Err(error) }],
     };
     let examined = |(path, part): NamedPart| Examined {
-        found: super::examine(&path, opened, part),
+        found: super::examine(&path, opened, part, options),
         part: part.ok(),
         path,
     };
@@ -357,7 +357,8 @@ pub fn examine(exclude: &[String], path: &Path, opened: &Opened) -> Vec<Examined
 pub fn worth_telling(path: &Path, error: &Error) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_tls = ["libssl", "conscrypt", "boringssl", "libcronet"].iter().any(|part| name.contains(part));
-    is_tls && matches!(error, Error::Foreign { .. }) || matches!(error, Error::Other { .. })
+    is_tls && matches!(error, Error::Foreign { .. })
+        || matches!(error, Error::Other { .. } | Error::Unnamed { .. })
 }
 
 #[cfg(test)]
@@ -376,7 +377,8 @@ mod tests {
         fn new(exclude: &[&str]) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let exclude: Vec<String> = exclude.iter().map(|pattern| (*pattern).to_owned()).collect();
-            let finder = Finder::below(folder.path(), &folder.path().join("proc"), &exclude);
+            let options = Options { exclude, ..Options::default() };
+            let finder = Finder::below(folder.path(), &folder.path().join("proc"), options);
             fs::create_dir(folder.path().join("proc")).unwrap();
             Self { folder, finder }
         }

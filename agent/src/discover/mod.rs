@@ -12,7 +12,9 @@ pub mod events;
 mod file;
 pub mod find;
 pub mod finder;
+mod infer;
 pub mod maps;
+pub mod offsets;
 mod other;
 mod places;
 pub mod survey;
@@ -28,6 +30,18 @@ use std::{
 use elf::InFile;
 use file::Opened;
 use find::{Found, Part, Why};
+use offsets::Offsets;
+
+/// Which files to look into, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Files whose whole path fits one of these patterns are left alone.
+    pub exclude: Vec<String>,
+    /// Functions are taken from a file's symbols or from `offsets`, and from nothing else.
+    pub no_inferred: bool,
+    /// What a person knows of files without symbols.
+    pub offsets: Offsets,
+}
 
 /// A function that the probes know how to watch. Sources: BoringSSL's and OpenSSL's include/openssl/ssl.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,6 +175,16 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// It has BoringSSL or OpenSSL in it, and nothing that names their functions.
+    #[error(
+        "{path} has BoringSSL or OpenSSL in it and no symbols, and {why}; name its functions with --offsets"
+    )]
+    Unnamed {
+        /// The file.
+        path: PathBuf,
+        /// Why its code was of no help.
+        why: &'static str,
+    },
     /// Its TLS is of another make.
     #[error(
         "{path} has {what}, whose plaintext goes through neither BoringSSL nor OpenSSL: it can't be captured"
@@ -177,7 +201,7 @@ pub enum Error {
 }
 
 /// The targets in the files that a person named; an error names the first file that is not usable.
-pub fn named(paths: &[PathBuf]) -> Result<Vec<Target>, Error> {
+pub fn named(paths: &[PathBuf], options: &Options) -> Result<Vec<Target>, Error> {
     let (mut targets, mut seen, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     for named in paths {
         // A folder's name may end in that too.
@@ -194,7 +218,7 @@ pub fn named(paths: &[PathBuf]) -> Result<Vec<Target>, Error> {
         }
         let mut found_any = false;
         for (path, part) in parts {
-            let found = examine(&path, &opened, part);
+            let found = examine(&path, &opened, part, options);
             // In an APK that is named as a whole, what has no TLS code or can't be probed is passed by.
             let found = if entry.is_none() && *named != path { found.ok() } else { Some(found?) };
             let Some(found) = found.filter(Found::carries) else { continue };
@@ -216,7 +240,7 @@ pub fn named(paths: &[PathBuf]) -> Result<Vec<Target>, Error> {
         let Ok(opened) = open(&path) else { continue };
         let place = (opened.beneath, Some(0));
         if !seen.contains(&place)
-            && let Ok(found) = examine(&path, &opened, Ok(whole(&opened)))
+            && let Ok(found) = examine(&path, &opened, Ok(whole(&opened)), options)
         {
             seen.push(place);
             targets.push(Target { id: targets.len() as u64, path, file: opened.file, found });
@@ -264,19 +288,25 @@ fn parts(path: &Path, opened: &Opened) -> Result<Vec<NamedPart>, Error> {
 }
 
 /// What there is to probe in a part of a file, which is called `path`.
-fn examine(path: &Path, opened: &Opened, part: Result<Part, &'static str>) -> Result<Found, Error> {
+fn examine(
+    path: &Path,
+    opened: &Opened,
+    part: Result<Part, &'static str>,
+    options: &Options,
+) -> Result<Found, Error> {
     let foreign = |why: &str| Error::Foreign { path: path.into(), why: why.into() };
     let part = part.map_err(foreign)?;
     if let Some(why) = abi::unprobed(&opened.file, part) {
         return Err(foreign(why));
     }
-    find::find(&opened.file, part).map_err(|why| match why {
+    find::find(&opened.file, part, options).map_err(|why| match why {
         Why::Foreign(why) => foreign(why),
         Why::NoFunctions => match other::by_name(path) {
             Some(what) => Error::Other { path: path.into(), what },
             None => Error::NoFunctions { path: path.into() },
         },
         Why::Other(what) => Error::Other { path: path.into(), what },
+        Why::Unnamed(why) => Error::Unnamed { path: path.into(), why },
     })
 }
 
@@ -325,7 +355,7 @@ mod tests {
     fn a_file_that_is_named_twice_is_one_target() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         io::Write::write_all(&mut file, &library(&["SSL_read", "other", "SSL_write"])).unwrap();
-        let targets = named(&[file.path().into(), file.path().into()]).unwrap();
+        let targets = named(&[file.path().into(), file.path().into()], &Options::default()).unwrap();
         let [target] = &targets[..] else { panic!("{targets:?}") };
         assert_eq!(target.found.functions, [(Function::Read, 0), (Function::Write, 2)]);
         let path = file.path().display();
@@ -346,11 +376,15 @@ mod tests {
             let name = |target: &Target| target.path.file_name().unwrap().to_string_lossy().into_owned();
             targets.iter().map(name).collect()
         };
-        assert_eq!(names(named(&[file.path().into()]).unwrap()), ["liba.so", "libd.so"]);
+        assert_eq!(names(named(&[file.path().into()], &Options::default()).unwrap()), ["liba.so", "libd.so"]);
         let folder = format!("{}!/lib/{}/", file.path().display(), apk::tests::ABI);
-        assert_eq!(names(named(&[format!("{folder}libd.so").into()]).unwrap()), ["libd.so"]);
+        assert_eq!(
+            names(named(&[format!("{folder}libd.so").into()], &Options::default()).unwrap()),
+            ["libd.so"]
+        );
         for (entry, why) in [("libb.so", "ELF"), ("libc.so", "compressed"), ("libe.so", "no such library")] {
-            let error = named(&[format!("{folder}{entry}").into()]).unwrap_err().to_string();
+            let error =
+                named(&[format!("{folder}{entry}").into()], &Options::default()).unwrap_err().to_string();
             assert!(error.contains(entry) && error.contains(why), "{error}");
         }
     }

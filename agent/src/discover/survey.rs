@@ -10,7 +10,7 @@ use std::{
 use nix::unistd::getuid;
 
 use super::{
-    Error, abi,
+    Error, Options, abi,
     file::{self, Opened, Stamp},
     find::{Found, Part},
     finder::{self, Examined},
@@ -64,9 +64,9 @@ impl Survey {
     }
 }
 
-/// Looks at everything, but for files whose path fits a pattern of `exclude`.
-pub fn survey(root: &Path, proc: &Path, exclude: &[String]) -> Survey {
-    let mut surveyor = Surveyor { exclude, survey: Survey::default(), known: Vec::new() };
+/// Looks at everything.
+pub fn survey(root: &Path, proc: &Path, options: &Options) -> Survey {
+    let mut surveyor = Surveyor { options, survey: Survey::default(), known: Vec::new() };
     for path in places::candidates(root) {
         match file::open(&path) {
             Ok(opened) => drop(surveyor.rows(&path, false, &opened, true)),
@@ -109,7 +109,7 @@ pub fn survey(root: &Path, proc: &Path, exclude: &[String]) -> Survey {
 }
 
 struct Surveyor<'a> {
-    exclude: &'a [String],
+    options: &'a Options,
     survey: Survey,
     known: Vec<(Stamp, Vec<usize>)>,
 }
@@ -121,7 +121,7 @@ impl Surveyor<'_> {
             return rows.clone();
         }
         let mut rows = Vec::new();
-        for Examined { path, part, found } in finder::examine(self.exclude, path, opened) {
+        for Examined { path, part, found } in finder::examine(self.options, path, opened) {
             let is_worth_it = place && found.is_err()
                 || found.as_ref().map_or_else(|why| finder::worth_telling(&path, why), Found::carries);
             if is_worth_it {
@@ -227,10 +227,11 @@ mod tests {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, super::super::tests::library(&["SSL_read"])).unwrap();
         std::fs::write(root.path().join("usr/lib/libssl.so.1.1"), "text").unwrap();
-        let survey = survey(root.path(), root.path(), &[]);
+        let survey = survey(root.path(), root.path(), &Options::default());
         let [good, bad] = &survey.rows[..] else { panic!("{survey:?}") };
         assert_eq!((&good.path, good.abi, good.pids.len()), (&path, std::env::consts::ARCH, 0));
         assert!(good.found.is_ok() && bad.found.is_err());
-        assert!(super::survey(root.path(), root.path(), &["*libssl*".into()]).rows.is_empty());
+        let excluding = Options { exclude: vec!["*libssl*".into()], ..Options::default() };
+        assert!(super::survey(root.path(), root.path(), &excluding).rows.is_empty());
     }
 }
