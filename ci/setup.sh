@@ -138,6 +138,23 @@ need_venv() {
   cp "$lock" "$2/of-lock.txt"
 }
 
+# need_libraries REQUIREMENTS FOLDER WHY: the shared libraries in the wheels for aarch64 that the file names, unpacked.
+need_libraries() {
+  local lock=$root/$1 wheels=$2/wheels wheel
+  cmp -s "$lock" "$2/of-lock.txt" && return
+  install "Python's pip, for $3" python3 python3-venv
+  say "setup: fetching what $1 names ($3)"
+  rm -rf "$2"
+  "$target/copies/bin/pip" download --quiet --no-deps --only-binary :all: --require-hashes -r "$lock" -d "$wheels" \
+    --platform manylinux2014_aarch64 --python-version 3.11 --implementation cp --abi cp311 --abi abi3 >"$log" 2>&1 ||
+    die "pip can't fetch $1: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log")"
+  for wheel in "$wheels"/*.whl; do
+    /usr/bin/python3 -m zipfile -e "$wheel" "$2"
+  done
+  rm -r "$wheels"
+  cp "$lock" "$2/of-lock.txt"
+}
+
 need_device() {
   local rust=(rustc-web cargo-web rust-web-src)
   install "Rust and its library's sources, to build for aarch64" "${rust[@]}"
@@ -179,6 +196,7 @@ case $profile in
     need_browser
     need_languages
     need_venv tests/copies/requirements.txt "$target/copies" "tests with copies of TLS code that programs bring"
+    need_libraries tests/copies/aarch64.txt "$target/copies-aarch64" "tests with such copies for another CPU"
     install "to read and try what is installed on devices" make shellcheck systemd
     # Either of two packages, which exclude each other.
     command -v busybox >/dev/null || install "the shell that devices have" busybox-static

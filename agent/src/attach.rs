@@ -56,7 +56,9 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         let mut fds = vec![signals.as_fd(), link.as_fd()];
         fds.extend(half.changes.as_ref().map(AsFd::as_fd));
         // What is still to be done waits for nobody, and lets everybody else in between.
-        let ready = wait(&fds, (!half.targets.is_idle()).then(Instant::now))?;
+        let deadline =
+            if half.targets.is_idle() { half.targets.next_judgement() } else { Some(Instant::now()) };
+        let ready = wait(&fds, deadline)?;
         if ready.get(2) == Some(&true)
             && let Some(change) = half.changes.as_mut().and_then(Changes::take)
         {
@@ -77,6 +79,7 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         if ready[1] && !half.answer()? {
             break false;
         }
+        half.targets.judge(&mut half.capture);
         if let Err(error) = half.targets.step(&mut half.capture) {
             log::warn!("not attached: {}", chain(&error));
         }

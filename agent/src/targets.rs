@@ -2,13 +2,27 @@
 //!
 //! The kernel takes its time over each probe: between two steps the attaching half answers what it is asked.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use plaintap_abi::Calls;
 
 use crate::{
-    capture::{self, Capture, Probe},
-    discover::{Function, Target, finder::Change},
+    capture::{self, Capture, Guess, Probe},
+    discover::{Function, Target, find::How, finder::Change},
     run::chain,
 };
+
+/// How long after its target was attached a function's calls are looked at that only its code tells to be the one; from then
+/// on twice as long each time, up to a most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(64);
+/// So many of a function's calls must be odd, and half of all, for it to be a wrong guess: one may be a program's error.
+const ODD: u32 = 4;
+/// After so many calls that were not, it is a right one.
+const ENOUGH: u32 = 64;
 
 #[derive(Debug)]
 enum Work {
@@ -40,6 +54,26 @@ pub struct Targets {
     spare: HashMap<u64, Target>,
     /// Targets to detach as soon as what is queued for them is done.
     doomed: HashMap<u64, &'static str>,
+    /// Functions of attached targets that may not be what they are taken for.
+    guesses: HashMap<u64, Vec<Guess>>,
+    next_judgement: Option<Instant>,
+    pause: Duration,
+}
+
+/// What the first calls of a guessed function say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Right,
+    Wrong,
+    Unknown,
+}
+
+fn verdict(calls: Calls) -> Verdict {
+    match calls {
+        Calls { all, odd } if odd >= ODD && odd >= all / 2 => Verdict::Wrong,
+        Calls { all, .. } if all >= ENOUGH => Verdict::Right,
+        _ => Verdict::Unknown,
+    }
 }
 
 impl Targets {
@@ -77,7 +111,65 @@ impl Targets {
 
     fn forget(&mut self, id: u64) -> Option<(String, Vec<Probe>)> {
         self.spare.remove(&id);
-        self.attached.remove(&id)
+        let (name, mut probes) = self.attached.remove(&id)?;
+        probes.extend(self.guesses.remove(&id).into_iter().flatten().map(|guess| guess.probe));
+        Some((name, probes))
+    }
+
+    /// When guessed functions are to be looked at again, if there are any.
+    pub fn next_judgement(&self) -> Option<Instant> {
+        self.next_judgement.filter(|_| !self.guesses.is_empty())
+    }
+
+    /// Detaches targets whose guessed functions are called as SSL_read and SSL_write never are; believes a function that was
+    /// called rightly for long enough.
+    pub fn judge(&mut self, capture: &mut Capture) {
+        if self.next_judgement().is_none_or(|next| Instant::now() < next) {
+            return;
+        }
+        let (mut wrong, mut right) = (Vec::new(), Vec::new());
+        for (id, guesses) in &mut self.guesses {
+            for guess in std::mem::take(guesses) {
+                match capture.calls(&guess).map_or(Verdict::Unknown, verdict) {
+                    Verdict::Right => right.push((*id, guess.probe)),
+                    Verdict::Wrong => {
+                        wrong.push(*id);
+                        guesses.push(guess);
+                    }
+                    Verdict::Unknown => guesses.push(guess),
+                }
+            }
+        }
+        wrong.dedup();
+        let why = "its functions were guessed wrongly: they are not called as SSL_read and SSL_write are";
+        wrong.into_iter().for_each(|id| self.push(Change::Detach(id, why)));
+        for (id, probe) in right {
+            let name = self.attached.get(&id).map_or("", |(name, _)| name);
+            log::debug!("guessed rightly library={name}");
+            self.queue.push_back((id, Work::TakeBack { probes: vec![probe] }));
+        }
+        self.guesses.retain(|_, guesses| !guesses.is_empty());
+        // What is called seldom is looked at ever less often: an idle device is not to be woken for it.
+        self.pause = (2 * self.pause).min(MAX_PAUSE);
+        self.next_judgement = Some(Instant::now() + self.pause);
+    }
+
+    /// Looks at the first calls of what was guessed.
+    fn watch_guesses(
+        &mut self,
+        id: u64,
+        target: &Target,
+        capture: &mut Capture,
+    ) -> Result<(), capture::Error> {
+        let carries = target.found.functions.iter().filter(|(function, _)| function.carries());
+        let guessed = carries.filter(|_| target.found.how == How::Inferred);
+        for (_, offset) in guessed {
+            let guess = capture.watch_guess(target, *offset)?;
+            self.guesses.entry(id).or_default().push(guess);
+            self.pause = FIRST_PAUSE;
+            self.next_judgement = Some(Instant::now() + FIRST_PAUSE);
+        }
+        Ok(())
     }
 
     /// Takes everything off, one probe a step, and forgets what was to be attached.
@@ -92,6 +184,10 @@ impl Targets {
         }
         let attached = self.attached.drain().map(|(id, (_, probes))| (id, Work::TakeBack { probes }));
         self.queue.extend(attached);
+        let guesses = self.guesses.drain().map(|(id, guesses)| {
+            (id, Work::TakeBack { probes: guesses.into_iter().map(|guess| guess.probe).collect() })
+        });
+        self.queue.extend(guesses);
     }
 
     /// Whether nothing is to be done.
@@ -130,7 +226,17 @@ impl Targets {
                         self.doomed.remove(&id);
                         self.queue.push_back((id, Work::TakeBack { probes }));
                     }
-                    None => self.is_attached(id, &target, probes),
+                    None => {
+                        // What is not looked at is not believed.
+                        if let Err(error) = self.watch_guesses(id, &target, capture) {
+                            probes.extend(
+                                self.guesses.remove(&id).into_iter().flatten().map(|guess| guess.probe),
+                            );
+                            self.queue.push_back((id, Work::TakeBack { probes }));
+                            return Err(error);
+                        }
+                        self.is_attached(id, &target, probes);
+                    }
                 }
             }
             Work::Detach { name, why, mut probes } => {
@@ -168,5 +274,26 @@ fn take_off(capture: &mut Capture, probes: &mut Vec<Probe>) {
         && let Err(error) = capture.detach(probe)
     {
         log::debug!("{}", chain(&error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guess_is_judged_by_its_first_calls() {
+        for (all, odd, expected) in [
+            (0, 0, Verdict::Unknown),
+            (3, 3, Verdict::Unknown),
+            (4, 4, Verdict::Wrong),
+            (9, 4, Verdict::Wrong),
+            (10, 4, Verdict::Unknown),
+            (63, 1, Verdict::Unknown),
+            (64, 4, Verdict::Right),
+            (1000, 600, Verdict::Wrong),
+        ] {
+            assert_eq!(verdict(Calls { all, odd }), expected, "{odd} of {all}");
+        }
     }
 }

@@ -33,7 +33,7 @@ use nix::{
     sys::resource::{Resource, setrlimit},
     time::{ClockId, clock_gettime},
 };
-use plaintap_abi::{NO_OFFSET, Settings, SocketOffsets, TaskOffsets, choice, names};
+use plaintap_abi::{Calls, NO_OFFSET, PAGE_OFFSET, Settings, SocketOffsets, TaskOffsets, choice, names};
 
 use filters::Filters;
 
@@ -49,6 +49,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pr
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Shows that the kernel has uprobes. Source: linux, Documentation/ABI/testing/sysfs-bus-event_source-devices.
 const UPROBE_EVENTS: &str = "/sys/bus/event_source/devices/uprobe/type";
+
+/// The program that looks at the calls of a guessed function.
+const GUESSED_CALL: &str = "guessed_call";
 
 /// The maps that remember threads, connections, processes and sockets: what is forgotten first where they are smaller was
 /// unused longest. Their names are in bpf/probes.
@@ -107,6 +110,15 @@ pub enum SocketHook {
 pub struct Probe {
     program: &'static str,
     link: UProbeLinkId,
+}
+
+/// A function that is looked at, whether it is the one that it is taken for.
+#[derive(Debug)]
+pub struct Guess {
+    /// Where in its page it begins.
+    key: u32,
+    /// What looks at it.
+    pub probe: Probe,
 }
 
 /// A program on something other than a function of a library.
@@ -215,6 +227,28 @@ impl Capture {
             probes.push(Probe { program: name, link });
         }
         Ok(())
+    }
+
+    /// Counts the first calls of a function of a target that only its code tells to be one that carries plaintext.
+    pub fn watch_guess(&mut self, target: &Target, offset: u64) -> Result<Guess, Error> {
+        let key = offset as u32 & PAGE_OFFSET;
+        let mut guesses: HashMap<_, u32, [u32; 2]> = self.map_as(names::GUESSES)?;
+        let failed = |error: MapError| Error::from_aya("fill an eBPF map", error.into());
+        guesses.insert(key, [0; 2], 0).map_err(failed)?;
+        let path = format!("/proc/self/fd/{}", target.file.as_raw_fd());
+        let program: &mut UProbe = self.program(GUESSED_CALL)?;
+        let link = program.attach(offset, &path, UProbeScope::AllProcesses).map_err(|error| {
+            let what = format!("probe a function in {}", target.path.display());
+            Error::from_aya(&what, error.into())
+        })?;
+        Ok(Guess { key, probe: Probe { program: GUESSED_CALL, link } })
+    }
+
+    /// How the function of a guess was called so far.
+    pub fn calls(&mut self, guess: &Guess) -> Result<Calls, Error> {
+        let guesses: HashMap<_, u32, [u32; 2]> = self.map_as(names::GUESSES)?;
+        let [all, odd] = guesses.get(&guess.key, 0).unwrap_or_default();
+        Ok(Calls { all, odd })
     }
 
     /// Takes a probe away.

@@ -368,6 +368,57 @@ mod tests {
         assert_eq!((found.functions, found.build_id), (moved, alone.build_id));
     }
 
+    /// curl_cffi's BoringSSL, and the same without its symbols.
+    fn with_and_without_symbols(folder: &Path) -> [std::path::PathBuf; 2] {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map(std::path::PathBuf::from);
+        let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
+        let full = target.join("copies/lib/python3.11/site-packages/curl_cffi/_wrapper.abi3.so");
+        assert!(full.exists(), "{} is missing: bash ci/setup.sh test", full.display());
+        let stripped = folder.join("stripped.so");
+        run("strip", &["-o", stripped.to_str().unwrap(), full.to_str().unwrap()]);
+        [full, stripped]
+    }
+
+    #[test]
+    fn a_stripped_copy_is_found_at_the_same_offsets() {
+        let folder = tempfile::tempdir().unwrap();
+        let [full, stripped] = with_and_without_symbols(folder.path()).map(|path| find_in(&path).unwrap());
+        assert_eq!((full.how, stripped.how), (How::SymbolTable, How::Inferred));
+        assert_eq!((stripped.flavour, stripped.functions.len()), (Flavour::BoringSsl, 2));
+        assert!(stripped.functions.iter().all(|function| full.functions.contains(function)));
+    }
+
+    #[test]
+    fn what_a_person_knows_comes_before_guesses_and_must_be_functions_beginnings() {
+        let folder = tempfile::tempdir().unwrap();
+        let [full, stripped] = with_and_without_symbols(folder.path());
+        let symbols = run("nm", &[full.to_str().unwrap()]);
+        let address = |name: &str| {
+            let line = symbols.lines().find(|line| line.ends_with(&format!(" t {name}"))).unwrap();
+            line.split(' ').next().unwrap().to_owned()
+        };
+        let full = find_in(&full).unwrap();
+        let file = File::open(&stripped).unwrap();
+        let part = Part { offset: 0, length: file.metadata().unwrap().len() };
+        let with = |write: &str, no_inferred| {
+            let table = folder.path().join("offsets");
+            let build_id = full.build_id.clone().unwrap();
+            fs::write(&table, format!("{build_id} SSL_free={} SSL_write={write}\n", address("SSL_free")))
+                .unwrap();
+            let offsets = table.to_str().unwrap().parse().unwrap();
+            find(&file, part, &Options { offsets, no_inferred, ..Options::default() })
+        };
+        let found = with(&address("SSL_write"), true).unwrap();
+        assert_eq!((found.how, found.functions.len()), (How::Offsets, 2));
+        assert!(found.functions.iter().all(|function| full.functions.contains(function)));
+        let inside = format!("{:x}", u64::from_str_radix(&address("SSL_write"), 16).unwrap() + 1);
+        assert!(
+            matches!(with(&inside, false), Err(Why::Unnamed(why)) if why.contains("no functions' beginnings"))
+        );
+        let guesses = find(&file, part, &Options { no_inferred: true, ..Options::default() });
+        assert!(matches!(guesses, Err(Why::Unnamed(why)) if why.contains("--no-inferred")));
+    }
+
     #[test]
     fn openssl_says_its_version() {
         if cfg!(target_arch = "x86_64") {

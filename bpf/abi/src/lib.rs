@@ -39,6 +39,8 @@ pub mod names {
     pub const OPENERS: &str = "OPENERS";
     /// `u32` process id to the [`life`](crate::Header::life) that it is in.
     pub const ENDED: &str = "ENDED";
+    /// `u32` place in a page to [`Calls`](crate::Calls).
+    pub const GUESSES: &str = "GUESSES";
     /// A [`SocketOffsets`](crate::SocketOffsets).
     pub const SOCKET_OFFSETS: &str = "SOCKET_OFFSETS";
     /// A [`TaskOffsets`](crate::TaskOffsets).
@@ -161,6 +163,7 @@ const _: () = {
     assert!(size_of::<TaskOffsets>() == 16);
     assert!(size_of::<Settings>() == 24 + 12 * MAX_UID_RANGES);
     assert!(size_of::<Tail>() == 16);
+    assert!(size_of::<Calls>() == 8);
 };
 
 /// What the kernel side counts. Each is a place in the array [`names::COUNTERS`].
@@ -238,6 +241,21 @@ pub fn tail_place(connection_id: u64, written: bool) -> u32 {
     let hash = (connection_id ^ written as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (hash >> (64 - TAILS.trailing_zeros())) as u32 & !(TAIL_WAYS - 1)
 }
+
+/// How a function was called that only its code tells to be SSL_read or SSL_write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Calls {
+    /// Its calls.
+    pub all: u32,
+    /// Those whose arguments are none of SSL_read's or SSL_write's.
+    pub odd: u32,
+}
+
+/// How many such functions are looked at.
+pub const MAX_GUESSES: u32 = 512;
+/// The bits of an address that are the same wherever the smallest page is mapped.
+pub const PAGE_OFFSET: u32 = 4095;
 
 /// How many calls of one thread may be under way: TLS inside TLS nests `SSL_write`.
 pub const MAX_NESTING: usize = 4;

@@ -1,7 +1,8 @@
 //! plaintap's eBPF programs.
 //!
 //! `calls` watches a TLS library's functions and sends what they carried; `sockets` finds out which TCP connection an SSL
-//! object speaks over; `lives` ends what threads, processes and SSL objects leave behind. `state` owns the maps that they
+//! object speaks over; `lives` ends what threads, processes and SSL objects leave behind; `guesses` looks whether a function is
+//! the one that it is taken for. `state` owns the maps that they
 //! share. Nothing here knows the layout of a TLS library's structs: function arguments, results and the socket hooks say
 //! all that is needed.
 #![no_std]
@@ -11,6 +12,7 @@
 mod calls;
 mod engines;
 mod filter;
+mod guesses;
 mod lives;
 mod memory;
 mod sockets;

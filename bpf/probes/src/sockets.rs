@@ -141,6 +141,13 @@ fn try_used(socket: u64, sends: bool) -> Result<(), Failure> {
     if connection.socket == socket && ports(socket, &offsets)? == (known.local_port, known.remote_port) {
         return Ok(());
     }
+    let connection = if connection.socket != 0 && connection.offsets != [0, 0] {
+        // The object's end was not seen, as in a library without symbols, and this is another at its address.
+        state::end_connection(ssl);
+        connection_or_new(ssl, life)?
+    } else {
+        connection
+    };
     connection.endpoints = endpoints(socket, &offsets)?;
     connection.socket = socket;
     Ok(())

@@ -82,7 +82,8 @@ pub fn decode(word: u32, address: u64, sink: &mut dyn FnMut(Op)) {
     } else if ends(word) {
         sink(Op::Leave(jump(word, address)));
     } else if matches!(word & 0x7e00_0000, 0x3400_0000 | 0x3600_0000) || word & 0xfe00_0000 == 0x5400_0000 {
-        // A jump on a condition changes nothing.
+        let bits = if word & 0x7e00_0000 == 0x3600_0000 { 14 } else { 19 };
+        sink(Op::Branch(address.wrapping_add_signed(signed(word, 5, bits) << 2)));
     } else if word & 0x7f80_0000 == 0x5280_0000 {
         let value = u64::from(word >> 5 & 0xffff) << ((word >> 21 & 3) * 16);
         sink(Op::Set(first, value));
@@ -171,7 +172,8 @@ mod tests {
         ] {
             assert_eq!(ops(word), [expected], "{word:#x}");
         }
-        assert_eq!(ops(0x5400_034b), []);
+        assert_eq!(ops(0x5400_034b), [Op::Branch(0x28_2438 + 0x68)]);
+        assert_eq!(ops(0x37ff_fd80), [Op::Branch(0x28_2438 - 0x50)]);
         assert_eq!(ops(0xf940_4509), [Op::Load(8, 136), Op::Unknown(9)]);
         assert_eq!(ops(0xa908_250a), [Op::Store(8, 128), Op::Store(8, 136)]);
         assert_eq!(ops(0xa948_0c01), [Op::Load(0, 128), Op::Load(0, 136), Op::Unknown(1), Op::Unknown(3)]);

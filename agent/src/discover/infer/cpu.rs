@@ -10,8 +10,8 @@ pub trait Cpu {
     /// Its registers.
     const REGISTERS: Registers;
 
-    /// Tells `sink` what the instructions of a function at `address` do.
-    fn decode(code: &[u8], address: u64, sink: &mut dyn FnMut(Op));
+    /// Tells `sink` what the instructions of a function at `address` do, each with where the next one is.
+    fn decode(code: &[u8], address: u64, sink: &mut dyn FnMut(u64, Op));
 
     /// Tells `sink` which instructions of a segment make a wanted address, until it has enough (false). None: the segment
     /// can't be read.
@@ -24,6 +24,9 @@ pub trait Cpu {
 
     /// Tells `sink` the targets of the direct calls in a segment. None: it can't be read.
     fn calls(bytes: &dyn Bytes, segment: &Segment, sink: &mut dyn FnMut(u64)) -> Option<()>;
+
+    /// Whether a compiler begins a function as this code begins.
+    fn begins(code: &[u8]) -> bool;
 
     /// The places in `code`, which is at `address`, where a function may begin, as far as its instructions tell.
     fn beginnings(code: &[u8], address: u64) -> Vec<u64>;
@@ -44,8 +47,11 @@ pub struct Arm64;
 impl Cpu for Arm64 {
     const REGISTERS: Registers = super::arm64::REGISTERS;
 
-    fn decode(code: &[u8], address: u64, sink: &mut dyn FnMut(Op)) {
-        words(code, address).for_each(|(word, address)| super::arm64::decode(word, address, sink));
+    fn decode(code: &[u8], address: u64, sink: &mut dyn FnMut(u64, Op)) {
+        for (word, address) in words(code, address) {
+            let next = address.wrapping_add(super::arm64::INSTRUCTION as u64);
+            super::arm64::decode(word, address, &mut |op| sink(next, op));
+        }
     }
 
     fn references(
@@ -69,6 +75,10 @@ impl Cpu for Arm64 {
             true
         })
         .ok()
+    }
+
+    fn begins(code: &[u8]) -> bool {
+        words(code, 0).next().is_some_and(|(word, _)| super::arm64::begins(word))
     }
 
     fn beginnings(code: &[u8], address: u64) -> Vec<u64> {
@@ -126,7 +136,7 @@ impl X86_64 {
 impl Cpu for X86_64 {
     const REGISTERS: Registers = super::x86_64::REGISTERS;
 
-    fn decode(code: &[u8], address: u64, sink: &mut dyn FnMut(Op)) {
+    fn decode(code: &[u8], address: u64, sink: &mut dyn FnMut(u64, Op)) {
         super::x86_64::decode(code, address, sink);
     }
 
@@ -149,14 +159,25 @@ impl Cpu for X86_64 {
         })
     }
 
+    fn begins(code: &[u8]) -> bool {
+        super::x86_64::begins(code)
+    }
+
     fn beginnings(code: &[u8], address: u64) -> Vec<u64> {
         const RET: u8 = 0xc3;
         const INT3: u8 = 0xcc;
         const NOP: u8 = 0x90;
+        const SHORT_JUMP: u8 = 0xeb;
+        const JUMP: u8 = 0xe9;
+        // Of what never returns.
+        const CALL: u8 = 0xe8;
         let begins = |place: usize| {
             let at = address.wrapping_add(place as u64);
-            let before = code.get(place.wrapping_sub(1)).copied();
-            let may = at.is_multiple_of(16) || matches!(before, Some(RET | INT3 | NOP));
+            let before = |distance: usize| code.get(place.wrapping_sub(distance)).copied();
+            let may = at.is_multiple_of(16)
+                || matches!(before(1), Some(RET | INT3 | NOP))
+                || before(2) == Some(SHORT_JUMP)
+                || matches!(before(5), Some(JUMP | CALL));
             (may && super::x86_64::begins(&code[place..])).then_some(at)
         };
         (1..code.len()).filter_map(begins).collect()

@@ -139,8 +139,8 @@ fn look<C: Cpu>(bytes: InFile<'_>, layout: &Layout, paths: &[Range<u64>]) -> Opt
         if length > MAX_FUNCTION || !bytes.read(offset, &mut code) {
             continue;
         }
-        let mut follower = Follower::new(C::REGISTERS, &is_path);
-        C::decode(&code, function.start, &mut |op| follower.take(op));
+        let mut follower = Follower::new(C::REGISTERS, function, &is_path);
+        C::decode(&code, function.start, &mut |next, op| follower.take(next, op));
         seen.push(Seen { start: function.start, body: follower.finish() });
     }
     Some(seen)
@@ -161,3 +161,6 @@ fn only<T>(items: impl IntoIterator<Item = T>) -> Option<T> {
     let mut items = items.into_iter();
     items.next().filter(|_| items.next().is_none())
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;

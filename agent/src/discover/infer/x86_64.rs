@@ -35,20 +35,24 @@ fn number(register: Register) -> Option<u8> {
     })
 }
 
-/// Tells `sink` what the instructions in `code` do, which is a whole function at `address`.
-pub fn decode(code: &[u8], address: u64, sink: &mut dyn FnMut(Op)) {
+/// Tells `sink` what the instructions in `code` do, which is a whole function at `address`, each with where the next one is.
+pub fn decode(code: &[u8], address: u64, sink: &mut dyn FnMut(u64, Op)) {
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     let (mut instruction, mut infos) = (Instruction::default(), InstructionInfoFactory::new());
     let (mut has_frame, mut pushed) = (false, None);
     while decoder.can_decode() {
         decoder.decode_out(&mut instruction);
+        let sink = &mut |op| sink(decoder.ip(), op);
         if instruction.is_invalid() {
             // What follows would be read at the wrong places.
             return sink(Op::Leave(None));
         }
         match instruction.flow_control() {
             FlowControl::Next => {}
-            FlowControl::ConditionalBranch => continue,
+            FlowControl::ConditionalBranch => {
+                sink(Op::Branch(instruction.near_branch_target()));
+                continue;
+            }
             FlowControl::Call => {
                 sink(Op::Call(Some(instruction.near_branch_target())));
                 continue;
@@ -173,7 +177,7 @@ mod tests {
 
     fn ops(code: &[u8]) -> Vec<Op> {
         let mut ops = Vec::new();
-        decode(code, 0x2d_5ad4, &mut |op| {
+        decode(code, 0x2d_5ad4, &mut |_, op| {
             // What a register gets comes after the word that it gets something.
             if let Op::Set(to, _) | Op::Add(to, ..) = op {
                 ops.retain(|before| *before != Op::Unknown(to));
@@ -194,7 +198,7 @@ mod tests {
             (&[0x49, 0x89, 0xf6], &[Op::Add(13, 1, 0)]),
             (&[0xe8, 0, 0, 0, 0], &[Op::Call(Some(0x2d_5ad9))]),
             (&[0xc3], &[Op::Leave(None)]),
-            (&[0x74, 0x30], &[]),
+            (&[0x74, 0x30], &[Op::Branch(0x2d_5b06)]),
             (&[0x48, 0x8b, 0x88, 0x88, 0, 0, 0], &[Op::Load(6, 0x88), Op::Unknown(3)]),
             (&[0x48, 0x01, 0x98, 0x80, 0, 0, 0], &[Op::Load(6, 0x80), Op::Store(6, 0x80)]),
             (&[0x48, 0x89, 0x88, 0x88, 0, 0, 0], &[Op::Store(6, 0x88)]),
