@@ -154,6 +154,12 @@ impl Targets {
         self.next_judgement = Some(Instant::now() + self.pause);
     }
 
+    /// Takes off what was attached of a target whose guesses can't be looked at: what is not looked at is not believed.
+    fn take_back(&mut self, id: u64, mut probes: Vec<Probe>) {
+        probes.extend(self.guesses.remove(&id).into_iter().flatten().map(|guess| guess.probe));
+        self.queue.push_back((id, Work::TakeBack { probes }));
+    }
+
     /// Looks at the first calls of what was guessed.
     fn watch_guesses(
         &mut self,
@@ -162,8 +168,8 @@ impl Targets {
         capture: &mut Capture,
     ) -> Result<(), capture::Error> {
         let carries = target.found.functions.iter().filter(|(function, _)| function.carries());
-        let guessed = carries.filter(|_| target.found.how == How::Inferred);
-        for (_, offset) in guessed {
+        let is_guessed = target.found.how == How::Inferred && !self.guesses.contains_key(&id);
+        for (_, offset) in carries.filter(|_| is_guessed) {
             let guess = capture.watch_guess(target, *offset)?;
             self.guesses.entry(id).or_default().push(guess);
             self.pause = FIRST_PAUSE;
@@ -207,9 +213,15 @@ impl Targets {
             Work::Attach { target, next, mut probes } => {
                 let doomed = self.doomed.contains_key(&id);
                 match target.found.functions.get(next) {
-                    Some((Function::BioWrite, _)) if !doomed && !self.engines => {
+                    Some((Function::BioWrite, _))
+                        if !doomed && !self.engines && !target.may_have_engines() =>
+                    {
                         // It is the last of the functions.
                         if target.found.carries() {
+                            if let Err(error) = self.watch_guesses(id, &target, capture) {
+                                self.take_back(id, probes);
+                                return Err(error);
+                            }
                             self.is_attached(id, &target, probes);
                         }
                         self.spare.insert(id, target);
@@ -227,12 +239,8 @@ impl Targets {
                         self.queue.push_back((id, Work::TakeBack { probes }));
                     }
                     None => {
-                        // What is not looked at is not believed.
                         if let Err(error) = self.watch_guesses(id, &target, capture) {
-                            probes.extend(
-                                self.guesses.remove(&id).into_iter().flatten().map(|guess| guess.probe),
-                            );
-                            self.queue.push_back((id, Work::TakeBack { probes }));
+                            self.take_back(id, probes);
                             return Err(error);
                         }
                         self.is_attached(id, &target, probes);

@@ -384,8 +384,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [full, stripped] = with_and_without_symbols(folder.path()).map(|path| find_in(&path).unwrap());
         assert_eq!((full.how, stripped.how), (How::SymbolTable, How::Inferred));
-        assert_eq!((stripped.flavour, stripped.functions.len()), (Flavour::BoringSsl, 2));
-        assert!(stripped.functions.iter().all(|function| full.functions.contains(function)));
+        assert_eq!((stripped.flavour, stripped.functions.len()), (Flavour::BoringSsl, 3));
+        let carrying = stripped.functions.iter().filter(|(function, _)| function.carries());
+        assert!(carrying.clone().count() == 2 && carrying.into_iter().all(|it| full.functions.contains(it)));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use std::{
 
 use elf::InFile;
 use file::Opened;
-use find::{Found, Part, Why};
+use find::{Found, How, Part, Why};
 use offsets::Offsets;
 
 /// Which files to look into, and how.
@@ -127,6 +127,12 @@ pub struct Target {
 }
 
 impl Target {
+    /// Whether its SSL objects may well be over memory, with what they write with in the same file: browsers' and gRPC's are,
+    /// whose copies have no symbols.
+    pub fn may_have_engines(&self) -> bool {
+        self.found.how == How::Inferred
+    }
+
     /// Whether its SSL objects are over memory as a rule: Conscrypt's are, since Android 10.
     pub fn has_engines(&self) -> bool {
         self.path.iter().any(|part| part.as_encoded_bytes().starts_with(b"com.android.conscrypt"))

@@ -17,7 +17,7 @@ const FETCH: &str = "import sys; from curl_cffi import requests; print('ready', 
     print(requests.get(input(), verify=False, timeout=20).status_code, flush=True)";
 
 /// The Python that has curl_cffi.
-fn python() -> Result<String> {
+pub fn python() -> Result<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/copies/bin/python");
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map(|target| Path::new(&target).join("copies/bin/python"));

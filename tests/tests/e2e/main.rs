@@ -13,6 +13,7 @@ mod discovery;
 mod engines;
 mod filters;
 mod frames;
+mod guesses;
 mod http;
 mod http_messages;
 mod lifecycle;

@@ -1,7 +1,7 @@
-//! BoringSSL's functions by the errors that they raise in ssl_lib.cc, each with a reason and a line.
+//! BoringSSL's functions by the errors that they raise, each with a reason and a line.
 //!
 //! The reasons are fixed: logs of applications hold them. The lines move, but not by much against each other. Sources:
-//! BoringSSL, ssl/ssl_lib.cc, include/openssl/ssl.h and err.h.
+//! BoringSSL, ssl/ssl_lib.cc, crypto/bio/bio.cc, include/openssl/ssl.h, bio.h and err.h.
 
 use super::{Function, Seen, code::Raise, only};
 
@@ -12,6 +12,13 @@ const UNINITIALIZED: u64 = 226;
 /// SSL_R_SSL_HANDSHAKE_FAILURE
 const HANDSHAKE_FAILURE: u64 = 215;
 
+/// BIO_R_UNSUPPORTED_METHOD
+const BIO_UNSUPPORTED: u64 = 115;
+/// BIO_R_UNINITIALIZED
+const BIO_UNINITIALIZED: u64 = 114;
+
+/// From one of them to the other.
+const TO_BIO_UNINITIALIZED: u64 = 8;
 /// From SSL_write's error about QUIC to its next.
 const TO_UNINITIALIZED: u64 = 8;
 /// From there to its last.
@@ -36,7 +43,23 @@ pub fn functions(seen: &[Seen]) -> Option<Vec<(Function, u64)>> {
         }
         _ => return None,
     };
-    Some(vec![(Function::Read, read), (Function::Write, write)])
+    let bio_write = bio_write(seen).map(|start| (Function::BioWrite, start));
+    Some([(Function::Read, read), (Function::Write, write)].into_iter().chain(bio_write).collect())
+}
+
+/// BIO_write, or what it hands its arguments to: the three that read a part, read a line and write raise the same two errors,
+/// in this order, and whoever has the last of them in itself raises its errors too, but stands behind it.
+fn bio_write(seen: &[Seen]) -> Option<u64> {
+    let line = |it: &Seen| match it.body.raises[..] {
+        [Raise { line, reason: BIO_UNSUPPORTED }, Raise { line: next, reason: BIO_UNINITIALIZED }] => {
+            (next - line <= TO_BIO_UNINITIALIZED).then_some(line)
+        }
+        _ => None,
+    };
+    let found = || seen.iter().filter_map(|it| Some((it.start, line(it)?)));
+    let (first, last) = (found().map(|(_, line)| line).min()?, found().map(|(_, line)| line).max()?);
+    let (gets, _) = only(found().filter(|(_, line)| (first + 1..last).contains(line)))?;
+    found().find(|(start, line)| *line == last && *start > gets).map(|(start, _)| start)
 }
 
 /// The line of SSL_write's first error, if these are its errors, and those of what was put into it perhaps, which stands

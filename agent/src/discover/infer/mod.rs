@@ -24,8 +24,8 @@ use super::{
 use code::{Body, Follower};
 use cpu::Cpu;
 
-/// What is referred to: the paths by which the libraries name their source.
-const SOURCE: &[u8] = b"ssl_lib.c";
+/// What is referred to: the paths by which the libraries name their source. The second is BoringSSL's only.
+const SOURCES: [&[u8]; 2] = [b"ssl_lib.c", b"/bio/bio.c"];
 /// The longest such path, in bytes.
 const LONGEST_PATH: usize = 256;
 /// How many of them a file may have, and how many places may refer to them: more are no one library's.
@@ -62,26 +62,28 @@ pub fn sources(bytes: InFile<'_>, layout: &Layout) -> Option<Sources> {
     let mut places: Vec<(Range<u64>, bool)> = Vec::new();
     let span = layout.constants?;
     elf::pieces(&bytes, span, LONGEST_PATH, &mut |piece, offset| {
-        for place in find::all(piece, SOURCE) {
-            let is_cpp = match piece[place + SOURCE.len()..] {
+        for (place, source) in
+            SOURCES.into_iter().flat_map(|source| find::all(piece, source).map(move |place| (place, source)))
+        {
+            let is_boringssl = match piece[place + source.len()..] {
                 [b'c', 0, ..] => true,
-                [0, ..] => false,
+                [0, ..] => source == SOURCES[1],
                 _ => continue,
             };
             let before = piece[..place].iter().rev().take_while(|byte| (32..127).contains(*byte)).count();
             let found = offset + (place - before) as u64..offset + place as u64 + 1;
             // Others were seen in the piece before, perhaps with more of their beginning.
-            if places.last().is_none_or(|(last, _)| last.end < found.end) {
-                places.push((found, is_cpp));
+            if places.iter().all(|(known, _)| known.end != found.end) {
+                places.push((found, is_boringssl));
             }
         }
         places.len() <= MAX_PATHS
     })
     .ok()?;
     let mut sources = Sources::default();
-    for (place, is_cpp) in &places {
+    for (place, is_boringssl) in &places {
         let address = |offset: u64| layout.address_of(span.0.checked_add(offset)?);
-        let paths = if *is_cpp { &mut sources.boringssl } else { &mut sources.openssl };
+        let paths = if *is_boringssl { &mut sources.boringssl } else { &mut sources.openssl };
         paths.push(address(place.start)?..address(place.end - 1)? + 1);
     }
     (1..=MAX_PATHS).contains(&places.len()).then_some(sources)
@@ -162,5 +164,5 @@ fn only<T>(items: impl IntoIterator<Item = T>) -> Option<T> {
     items.next().filter(|_| items.next().is_none())
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests;

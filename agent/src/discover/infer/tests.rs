@@ -1,4 +1,5 @@
 //! The analysis against real files of both CPUs, and against one of our own making that is broken in every way.
+#![cfg(target_arch = "x86_64")]
 
 use std::{
     fs::{self, File},
@@ -67,6 +68,14 @@ fn functions_are_where_nm_has_them() {
                 let symbol = line.split(' ').nth(2).and_then(|symbol| symbol.split('@').next());
                 symbol == Some(function.name())
             };
+            if *function == Function::BioWrite {
+                // Some compilers make a function of its beginning, which has another name.
+                let start = format!("{address:016x} ");
+                let is_it =
+                    |line: &str| line.starts_with(&start) && line.to_lowercase().contains("bio_write");
+                assert!(symbols.lines().any(is_it), "{name}: {address:x}");
+                continue;
+            }
             let line = symbols.lines().find(is_it).unwrap_or_else(|| panic!("{name}: {function:?}"));
             assert!(
                 line.starts_with(&format!("{address:016x} ")),
@@ -75,7 +84,9 @@ fn functions_are_where_nm_has_them() {
         }
         let names: Vec<&str> = found.functions.iter().map(|(function, _)| function.name()).collect();
         let expected = match flavour {
-            Flavour::BoringSsl => &["SSL_read", "SSL_write"][..],
+            // AOSP has the third in a libcrypto.
+            Flavour::BoringSsl if name.starts_with(installed) => &["SSL_read", "SSL_write"][..],
+            Flavour::BoringSsl => &["SSL_read", "SSL_write", "BIO_write"],
             _ => &["SSL_read", "SSL_write", "SSL_read_ex", "SSL_write_ex", "SSL_do_handshake", "SSL_clear"],
         };
         assert_eq!(names, expected, "{name}");
@@ -219,7 +230,7 @@ proptest! {
     #[test]
     fn any_code_is_followed(code: Vec<u8>, address: u64, is_certain: bool) {
         let bounds = code::Bounds { start: address, end: address.saturating_add(64), is_certain };
-        for registers in [super::arm64::REGISTERS, super::x86_64::REGISTERS] {
+        for registers in [arm64::REGISTERS, x86_64::REGISTERS] {
             let mut follower = Follower::new(registers, bounds, &|address| address.is_multiple_of(3));
             cpu::X86_64::decode(&code, address, &mut |next, op| follower.take(next, op));
             cpu::Arm64::decode(&code, address, &mut |next, op| follower.take(next, op));
