@@ -239,10 +239,13 @@ pub fn all<'a>(text: &'a [u8], wanted: &'a [u8]) -> impl Iterator<Item = usize> 
     })
 }
 
+/// How many bytes of constants are looked through: a browser has some 20 MiB of them.
+pub const MAX_CONSTANTS: u64 = 256 << 20;
+
 /// Where `wanted` stands first in a span, counted from the span's beginning.
-pub fn position(bytes: InFile<'_>, span: Span, wanted: &[u8]) -> Option<u64> {
+pub fn position(bytes: InFile<'_>, (start, length): Span, wanted: &[u8]) -> Option<u64> {
     let mut found = None;
-    elf::pieces(&bytes, span, wanted.len() - 1, &mut |piece, offset| {
+    elf::pieces(&bytes, (start, length.min(MAX_CONSTANTS)), wanted.len() - 1, &mut |piece, offset| {
         found = all(piece, wanted).next().map(|place| offset + place as u64);
         found.is_none()
     })

@@ -1,7 +1,9 @@
 //! What processes map is found: later, replaced, deleted, in another mount namespace; and let go with its last process.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +13,7 @@ use plaintap_tests::agent::Agent;
 use plaintap_tests::conversation::{self, Half, same_bytes};
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::pattern::pattern;
+use plaintap_tests::process::Process;
 use plaintap_tests::stream::Client;
 use plaintap_tests::{OPENSSL, need, until};
 use tempfile::TempDir;
@@ -85,6 +88,57 @@ fn is_attached_within(most: Duration) -> Result<()> {
     // The other tests keep the machine busy.
     ensure!(times.iter().min().is_some_and(|least| *least < most), "{times:?}");
     Ok(())
+}
+
+/// A file of 2 GiB, nearly all of them a hole, that seems to hold BoringSSL.
+fn huge(folder: &Path) -> Result<PathBuf> {
+    const SIZE: u64 = 2 << 30;
+    const NAMES: &[u8] = b"\0.rodata\0";
+    const CONSTANTS: &[u8] = b"CLIENT_RANDOM\0x/ssl/ssl_lib.cc\0";
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let halves = |halves: &[u16]| halves.iter().flat_map(|half| half.to_le_bytes()).collect::<Vec<u8>>();
+    let machine = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
+    let names = 64 + 56 + 3 * 64;
+    let start = [
+        // The header; one segment that is read and run; three sections: none, the constants, the names.
+        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec(),
+        halves(&[3, machine, 1, 0]),
+        words(&[0, 64, 64 + 56]),
+        halves(&[0, 0, 64, 56, 1, 64, 3, 2]),
+        words(&[1 | 5 << 32, 0, 0, 0, SIZE, SIZE, 4096]),
+        vec![0; 64],
+        words(&[1 | 1 << 32, 2, 4096, 4096, SIZE - 4096, 0, 1, 0]),
+        words(&[3 << 32, 0, 0, names, NAMES.len() as u64, 0, 1, 0]),
+        NAMES.to_vec(),
+    ];
+    let path = folder.join("huge.so");
+    let file = fs::File::create(&path)?;
+    file.set_len(SIZE)?;
+    file.write_all_at(&start.concat(), 0)?;
+    file.write_all_at(CONSTANTS, 4096)?;
+    Ok(path)
+}
+
+#[test]
+fn a_file_of_two_gib_does_not_keep_the_stream_waiting() -> Result<()> {
+    const MAP: &str = "import mmap, sys; file = open(sys.argv[1]); \
+        kept = mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC); \
+        print('mapped', flush=True); sys.stdin.read()";
+    let folder = folder()?;
+    let path = huge(folder.path())?;
+    let agent = Agent::start(&[])?;
+    let mut driver = Driver::start(OPENSSL)?;
+    is_seen(&mut driver, &agent, 1)?;
+    let program =
+        Process::start(Command::new(need::program("python3", "python3")?).args(["-c", MAP]).arg(&path))?;
+    program.stdout.wait_for(0, "python3", |line| line == "mapped")?;
+    let refused = format!("not attached: {} has BoringSSL or OpenSSL in it", path.display());
+    for seed in 2..5 {
+        is_seen(&mut driver, &agent, seed)?;
+    }
+    agent.log().wait_for(0, &refused, |line| line.contains(&refused))?;
+    is_seen(&mut driver, &agent, 5)?;
+    driver.quit()
 }
 
 #[test]

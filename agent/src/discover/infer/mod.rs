@@ -31,6 +31,8 @@ const LONGEST_PATH: usize = 256;
 /// How many of them a file may have, and how many places may refer to them: more are no one library's.
 const MAX_PATHS: usize = 8;
 const MAX_REFERENCES: usize = 4096;
+/// How much code a file may have, in bytes: a browser has some 250 MiB.
+const MAX_CODE: u64 = 1 << 30;
 /// The largest function that is looked at, in bytes.
 const MAX_FUNCTION: u64 = 64 << 10;
 
@@ -60,7 +62,8 @@ pub struct Sources {
 /// The paths of a library's source that a file has; none if it has none, or too many to be a library's.
 pub fn sources(bytes: InFile<'_>, layout: &Layout) -> Option<Sources> {
     let mut places: Vec<(Range<u64>, bool)> = Vec::new();
-    let span = layout.constants?;
+    let (start, length) = layout.constants?;
+    let span = (start, length.min(find::MAX_CONSTANTS));
     elf::pieces(&bytes, span, LONGEST_PATH, &mut |piece, offset| {
         for (place, source) in
             SOURCES.into_iter().flat_map(|source| find::all(piece, source).map(move |place| (place, source)))
@@ -119,6 +122,9 @@ fn look<C: Cpu>(bytes: InFile<'_>, layout: &Layout, paths: &[Range<u64>]) -> Opt
         return None;
     }
     let is_path = |address: u64| paths.iter().any(|path| path.contains(&address));
+    if layout.code().map(|segment| segment.length).fold(0, u64::saturating_add) > MAX_CODE {
+        return None;
+    }
     let mut references = Vec::new();
     for segment in layout.code() {
         C::references(&bytes, segment, &is_path, &mut |address| {
