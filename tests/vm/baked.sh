@@ -108,7 +108,8 @@ show_buildroot() {
   local package=buildroot/package/plaintapd
   sed 's/^#--/--/' $package/plaintapd.conf >"$work/plaintapd.conf"
   show buildroot --file "$work/plaintapd.conf=/etc/plaintapd.conf" --file tests/vm/buildroot-guest=/test/guest \
-    --file $package/S90plaintapd=/etc/init.d/S90plaintapd -- sh /test/guest
+    --file $package/S90plaintapd=/etc/init.d/S90plaintapd --file tests/vm/inittab=/etc/inittab \
+    --file tests/vm/rcS=/etc/init.d/rcS --file tests/vm/rcS=/etc/init.d/rcK -- sh /test/guest
 }
 
 for layout in "${layouts[@]}"; do
