@@ -334,6 +334,11 @@ fn parse_command<T: FromArgs>(
     parsed(&["plaintapd", name], args, done)
 }
 
+/// What can be typed.
+const USAGE: &str = "Usage: plaintapd [run] [FLAG...]      capture, and serve it to clients
+       plaintapd list [FLAG...]       list the TLS code that can be captured
+       plaintapd doctor [FLAG...]     check whether this device is fit for it";
+
 fn parsed<T: FromArgs>(
     name: &[&str],
     args: &[String],
@@ -342,6 +347,11 @@ fn parsed<T: FromArgs>(
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match T::from_args(name, &args) {
         Ok(args) => Ok(done(args)),
+        Err(exit) if exit.status.is_ok() && *name == ["plaintapd"] => {
+            // The generated line has every flag, which come below with what they mean, and no command.
+            let rest = exit.output.split_once('\n').map_or("", |(_, rest)| rest);
+            Ok(Parsed::Print(format!("{USAGE}\n{rest}")))
+        }
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
         Err(exit) => {
             let lines: Vec<&str> =
@@ -533,6 +543,12 @@ mod tests {
     #[test]
     fn help_and_version_are_printed() {
         assert!(matches!(parsed(&["--help"]), Ok(Parsed::Print(text)) if text.contains("Examples:")));
+        assert!(
+            matches!(parsed(&["--help"]), Ok(Parsed::Print(text)) if text.contains("plaintapd doctor [FLAG...]"))
+        );
+        assert!(
+            matches!(parsed(&["list", "--help"]), Ok(Parsed::Print(text)) if text.contains("plaintapd list [--json]"))
+        );
         assert!(matches!(parsed(&["--version"]), Ok(Parsed::Print(text)) if text.starts_with("plaintapd ")));
     }
 
