@@ -200,6 +200,7 @@ case $profile in
     install "to read and try what is installed on devices" make shellcheck systemd
     # Either of two packages, which exclude each other.
     command -v busybox >/dev/null || install "the shell that devices have" busybox-static
+    install "to check what is compiled for devices only" rust-web-clippy
     install "to rebuild the eBPF objects" libstd-rust-web-dev-bpf llvm-22
     ;;
   *) usage 2 >&2 ;;

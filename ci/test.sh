@@ -47,6 +47,15 @@ formatted() {
   cargo fmt --all --check
   cargo fmt --manifest-path fuzz/Cargo.toml --check
 }
+# What is compiled for devices only. For Android nothing can be linked here, for want of its libraries.
+device_lints() {
+  local triple
+  for triple in aarch64-unknown-linux-musl aarch64-linux-android; do
+    # Debian's compiler, whose library's sources are here, and the lints that go with it.
+    env PATH="/usr/bin:$PATH" CARGO_TARGET_DIR="$target/device" RUSTC=$device_rustc RUSTC_BOOTSTRAP=1 \
+      $device_cargo clippy --locked -Zbuild-std=std,panic_abort --target "$triple" -p plaintapd --lib --bins -- -D warnings
+  done
+}
 step "format" formatted
 step "licences and sources of the crates" /usr/bin/python3 -B ci/licenses.py
 step "eBPF objects are what their sources build to" bash bpf/build.sh --check
@@ -70,6 +79,7 @@ step "the page, in node and Chromium" bash tests/web/test.sh
 step "the reference clients, in four languages" bash tests/examples/test.sh
 step "TLS for clients, a cargo feature" cargo test --locked -p plaintapd --features tls --test tls
 step "device build: aarch64" bash ci/build-device.sh
+step "lints for devices: aarch64, Linux and Android" device_lints
 step "baked in: the Magisk module and the Buildroot package" bash tests/baked/test.sh
 step "fuzzing, 5 s a target" bash ci/fuzz.sh 5
 step "end-to-end tests on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/test.sh

@@ -3,10 +3,7 @@
 use nix::{
     errno::Errno,
     libc,
-    sys::{
-        prctl,
-        resource::{Resource, setrlimit},
-    },
+    sys::resource::{Resource, setrlimit},
     unistd::{Gid, Uid, User, geteuid, setgroups, setresgid, setresuid},
 };
 
@@ -45,12 +42,12 @@ impl Account {
 /// Leaves no core, and lets nobody look into this process's memory but who may look into any.
 pub fn hide() -> Result<(), Errno> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    prctl::set_dumpable(false)
+    prctl(libc::PR_SET_DUMPABLE, 0)
 }
 
 /// Becomes `account`, if this is root, with no capability and no way to get one.
 pub fn drop_all(account: Account) -> Result<(), Errno> {
-    prctl::set_no_new_privs()?;
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
     if geteuid().is_root() {
         let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
         setgroups(&[])?;
@@ -60,7 +57,16 @@ pub fn drop_all(account: Account) -> Result<(), Errno> {
     // Who is not root may have been given some.
     drop_capabilities()?;
     // To become another user has undone it.
-    prctl::set_dumpable(false)
+    prctl(libc::PR_SET_DUMPABLE, 0)
+}
+
+/// nix has none for Android. Source: prctl(2).
+fn prctl(option: libc::c_int, value: libc::c_ulong) -> Result<(), Errno> {
+    const UNUSED: libc::c_ulong = 0;
+    // SAFETY: neither option takes a pointer.
+    #[expect(unsafe_code, reason = "prctl has no safe wrapper everywhere")]
+    let result = unsafe { libc::prctl(option, value, UNUSED, UNUSED, UNUSED) };
+    Errno::result(result).map(drop)
 }
 
 /// Source: capset(2).
