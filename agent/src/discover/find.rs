@@ -190,8 +190,10 @@ fn unnamed(bytes: InFile<'_>, layout: &Layout, options: &Options) -> Result<(Fun
         if options.no_inferred {
             return Err(Why::Unnamed("--no-inferred is given"));
         }
-        let inferred = infer::infer(bytes, layout, &sources);
-        let inferred = inferred.ok_or(Why::Unnamed("its code does not tell them for certain"))?;
+        let inferred = infer::infer(bytes, layout, &sources).map_err(|unclear| match unclear {
+            infer::Unclear::NoLibrary => Why::NoFunctions,
+            infer::Unclear::Functions => Why::Unnamed("its code does not tell them for certain"),
+        })?;
         (inferred.functions, How::Inferred, inferred.flavour)
     };
     let offset = |(function, address)| Some((function, layout.file_offset(address)?));

@@ -9,9 +9,9 @@ use plaintap_proto::Direction;
 use plaintap_tests::agent::{Agent, plaintapd, refusal};
 use plaintap_tests::conversation::streams;
 use plaintap_tests::driver::certificate;
-use plaintap_tests::need;
 use plaintap_tests::process::Process;
 use plaintap_tests::stream::Client;
+use plaintap_tests::{need, net, until};
 
 use crate::copies;
 
@@ -75,6 +75,58 @@ fn grpcs_boringssl_without_symbols_is_captured_without_a_flag() -> Result<()> {
         // Its SSL objects are over memory: which socket is theirs shows when it sends what they wrote.
         let (_, seen) = seen;
         ensure!(seen.events.iter().any(|event| event.dst_port.to_string() == port), "{:?}", seen.events);
+    }
+    Ok(())
+}
+
+/// As a test of a page has it, with nothing of its own to fetch. Source: chromium's own list of switches.
+const BROWSER: [&str; 9] = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--ignore-certificate-errors",
+];
+
+#[test]
+fn a_browsers_boringssl_without_symbols_is_captured_without_a_flag() -> Result<()> {
+    let certificate = certificate()?;
+    let port = net::free_port()?;
+    let mut server = Command::new(need::program("openssl", "openssl")?);
+    server.args(["s_server", "-quiet", "-www", "-accept", &format!("127.0.0.1:{port}")]);
+    server.args(["-cert", "cert.pem", "-key", "key.pem"]).current_dir(certificate.path());
+    let server = Process::start(&mut server)?;
+    until("the server to listen", || Ok(net::listens(port)?.then_some(())))
+        .with_context(|| format!("it said {:?}", server.stderr.all()))?;
+    let agent = Agent::start(&[])?;
+    let mut client = Client::connect(&agent.url)?;
+    let chromium = need::program("chromium", "chromium")?;
+    // From now on its file is known: 300 MB take their time.
+    ensure!(Command::new(&chromium).arg("--version").output()?.status.success(), "chromium --version fails");
+    let (_, line) = agent.log().wait_for(0, "its program", |line| {
+        line.contains(" attached library=") && line.contains("/chromium ")
+    })?;
+    ensure!(line.ends_with(" functions=SSL_read,SSL_write found=inferred"), "{line}");
+    let profile = tempfile::tempdir()?;
+    let url = format!("https://127.0.0.1:{port}/from-a-browser");
+    let mut browser = Command::new(&chromium);
+    browser.args(BROWSER).arg(format!("--user-data-dir={}", profile.path().display()));
+    let browser = Process::start(browser.args(["--dump-dom", &url]))?;
+    for (direction, begin) in
+        [(Direction::Written, "GET /from-a-browser HTTP/1.1\r\n"), (Direction::Read, "HTTP/1.0 200 ")]
+    {
+        let (_, seen) = client
+            .wait_for(begin, |messages| {
+                let events = messages.iter().filter_map(|message| message.event());
+                let mut halves = streams(events).ok()?.into_iter().filter(|(way, _)| *way == direction);
+                halves.find(|(_, joined)| joined.bytes.starts_with(begin.as_bytes()))
+            })
+            .with_context(|| format!("the browser said {:?}", browser.stderr.all()))?;
+        ensure!(seen.events.iter().any(|event| event.dst_port == u32::from(port)), "{:?}", seen.events);
     }
     Ok(())
 }

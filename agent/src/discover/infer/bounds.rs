@@ -1,14 +1,14 @@
 //! Where functions begin and end.
 //!
 //! What unwinds the stack knows it exactly: the entries of `.eh_frame`, which most files have. Of code without such an entry
-//! only this is certain: what is called directly begins there. So a function that is called, and begins as compilers have them begin,
-//! goes until it leaves and has no jump past that place, and at most until the next place where one may begin; what lies behind a
-//! place that may be a beginning, but that nobody calls, is left out, as it may be of another function.
+//! only this is certain: what is called directly begins there. A function that is called, and begins as compilers have them begin,
+//! goes until a place that it never goes on from and has no jump past, and at most until the next one that is called. What lies
+//! behind, that nobody calls, is left out.
 
 use std::ops::Range;
 
 use super::{
-    code::Bounds,
+    code::Op,
     cpu::{Cpu, is_near},
 };
 use crate::discover::elf::{self, Bytes, Layout};
@@ -22,7 +22,7 @@ const MAX_CALLS: usize = 1 << 20;
 const MAX_CODE: u64 = 4 << 20;
 
 /// The functions near the sorted `references`, by address. None: there are too many, or the file is broken.
-pub fn functions<C: Cpu>(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<Bounds>> {
+pub fn functions<C: Cpu>(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<Range<u64>>> {
     let mut functions = framed(bytes, layout, references).unwrap_or_default();
     let bare: Vec<u64> =
         references.iter().copied().filter(|address| place(&functions, *address).is_ok()).collect();
@@ -37,14 +37,14 @@ pub fn functions<C: Cpu>(bytes: &dyn Bytes, layout: &Layout, references: &[u64])
 }
 
 /// Where among sorted functions one belongs that begins at `address`; an error: that is inside of one of them.
-fn place(functions: &[Bounds], address: u64) -> Result<usize, ()> {
+fn place(functions: &[Range<u64>], address: u64) -> Result<usize, ()> {
     let after = functions.partition_point(|function| function.start <= address);
     let before = after.checked_sub(1).and_then(|before| functions.get(before));
     if before.is_some_and(|it| address < it.end) { Err(()) } else { Ok(after) }
 }
 
 /// Those that `.eh_frame_hdr` and `.eh_frame` name. Source: Linux Standard Base, Core, 10.6: Exception Frames.
-fn framed(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<Bounds>> {
+fn framed(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<Range<u64>>> {
     // Version; the table's address relative to here, a count, and pairs relative to the header, all of 4 bytes.
     const HEADER: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
     const ENTRY: usize = 8;
@@ -69,7 +69,7 @@ fn framed(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<
         entries.len() <= MAX_FUNCTIONS
     })
     .ok()?;
-    let ranges: Vec<Bounds> = entries
+    let ranges: Vec<Range<u64>> = entries
         .into_iter()
         .filter_map(|(start, entry)| {
             // Length, place of what it has in common with others, start relative to here, size.
@@ -81,11 +81,7 @@ fn framed(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<
             let begins = entry.wrapping_add(8).wrapping_add_signed(i32::from_le_bytes([a, b, c, d]).into());
             let size = u64::from(u32::from_le_bytes([e, f, g, h]));
             // Otherwise these fields are of another form.
-            (begins == start && size > 0).then(|| Bounds {
-                start,
-                end: start.saturating_add(size),
-                is_certain: true,
-            })
+            (begins == start && size > 0).then(|| start..start.saturating_add(size))
         })
         .collect();
     // The table is there to be searched by halves.
@@ -93,49 +89,74 @@ fn framed(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<
 }
 
 /// Those that are called directly near `references`, where they begin as compilers have functions begin.
-fn called<C: Cpu>(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<Bounds>> {
+fn called<C: Cpu>(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Option<Vec<Range<u64>>> {
     let windows = windows(layout, references);
     if windows.iter().map(|window| window.end - window.start).sum::<u64>() > MAX_CODE {
         return None;
     }
-    let mut places = Vec::new();
-    let mut codes = Vec::new();
-    for window in &windows {
-        let mut code = vec![0; usize::try_from(window.end - window.start).ok()?];
-        if !bytes.read(layout.file_offset(window.start)?, &mut code) {
-            return None;
-        }
-        places.extend(C::beginnings(&code, window.start));
-        // What begins in it ends there at the latest.
-        places.push(window.end);
-        codes.push(code);
-    }
-    let window_of = |address: u64| {
-        let after = windows.partition_point(|window| window.start <= address);
-        after.checked_sub(1).filter(|index| windows.get(*index).is_some_and(|it| it.contains(&address)))
-    };
     let mut called = Vec::new();
     for segment in layout.code() {
         C::calls(bytes, segment, &mut |target| {
-            if called.len() < MAX_CALLS && window_of(target).is_some() {
+            let window = windows.partition_point(|window| window.end <= target);
+            let is_near = windows.get(window).is_some_and(|window| window.contains(&target));
+            if is_near && called.len() < MAX_CALLS {
                 called.push(target);
             }
         })?;
     }
     called.sort_unstable();
     called.dedup();
-    for target in &called {
-        if let Err(place) = places.binary_search(target) {
-            places.insert(place, *target);
+    let mut functions = Vec::new();
+    for window in windows {
+        let mut code = vec![0; usize::try_from(window.end - window.start).ok()?];
+        if !bytes.read(layout.file_offset(window.start)?, &mut code) {
+            return None;
+        }
+        let place = |address: u64| usize::try_from(address.checked_sub(window.start)?).ok();
+        let may_begin = |start: &u64| {
+            place(*start).and_then(|place| code.split_at_checked(place)).is_some_and(|(before, code)| {
+                !code.is_empty() && C::begins(code) && C::may_end(before, *start)
+            })
+        };
+        let starts: Vec<u64> = called.iter().copied().filter(may_begin).collect();
+        let ends = starts.iter().skip(1).copied().chain([window.end]);
+        for (start, end) in starts.iter().copied().zip(ends) {
+            let code = code.get(place(start)?..place(end)?)?;
+            functions.extend(extent::<C>(code, start).map(|end| start..end));
         }
     }
-    let bounds = |start: u64| {
-        let window = window_of(start)?;
-        let code = codes.get(window)?.get(usize::try_from(start - windows[window].start).ok()?..)?;
-        let end = places.get(places.partition_point(|place| *place <= start))?;
-        C::begins(code).then_some(Bounds { start, end: *end, is_certain: false })
-    };
-    Some(called.into_iter().filter_map(bounds).collect())
+    (functions.len() <= MAX_FUNCTIONS).then_some(functions)
+}
+
+/// Where the function ends that begins at `start`, and at the end of `code` at the latest: at the first place that it never goes on
+/// from, or that a call need not return to, and has no jump past. None: it never ends.
+pub fn extent<C: Cpu>(code: &[u8], start: u64) -> Option<u64> {
+    let (mut furthest, mut end) = (start, None);
+    C::decode(code, start, &mut |next, op| {
+        if end.is_some() {
+            return;
+        }
+        let rest = usize::try_from(next.wrapping_sub(start))
+            .ok()
+            .and_then(|place| code.get(place..))
+            .unwrap_or_default();
+        let leaves = match op {
+            Op::Branch(target) | Op::Leave(Some(target))
+                if (next..start + code.len() as u64).contains(&target) =>
+            {
+                furthest = furthest.max(target);
+                matches!(op, Op::Leave(_))
+            }
+            Op::Leave(_) => true,
+            // Of what never returns, if another function's beginning follows, or room before one.
+            Op::Call(_) => C::begins(rest) || C::is_padding(rest),
+            _ => false,
+        };
+        if leaves && furthest < next {
+            end = Some(next);
+        }
+    });
+    end
 }
 
 /// The code near the sorted `references`, in parts that don't touch.

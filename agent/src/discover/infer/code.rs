@@ -46,17 +46,6 @@ pub struct Raise {
     pub reason: u64,
 }
 
-/// Where a function is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// Its first instruction.
-    pub start: u64,
-    /// Behind its last one.
-    pub end: u64,
-    /// Whether it goes until its end for certain. Otherwise it ends at the first place that it never goes on from or past.
-    pub is_certain: bool,
-}
-
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct Body {
@@ -73,11 +62,6 @@ pub struct Body {
 /// Follows a function's instructions.
 pub struct Follower<'a> {
     registers: Registers,
-    bounds: Bounds,
-    /// How far forward the function jumps in itself.
-    furthest: u64,
-    /// Whether what comes is of another function.
-    has_ended: bool,
     /// Whether the name of the wanted source file is at an address.
     is_file: &'a dyn Fn(u64) -> bool,
     values: [Option<u64>; REGISTERS],
@@ -103,7 +87,7 @@ pub fn is_on_stack(value: u64) -> bool {
 
 impl<'a> Follower<'a> {
     /// At a function's beginning.
-    pub fn new(registers: Registers, bounds: Bounds, is_file: &'a dyn Fn(u64) -> bool) -> Self {
+    pub fn new(registers: Registers, is_file: &'a dyn Fn(u64) -> bool) -> Self {
         let (loads, stores, body) = (Vec::new(), Vec::new(), Body::default());
         let mut values = [None; REGISTERS];
         for register in registers.stack {
@@ -111,17 +95,13 @@ impl<'a> Follower<'a> {
                 *value = Some(STACK);
             }
         }
-        let furthest = bounds.start;
-        Self { registers, bounds, furthest, has_ended: false, is_file, values, loads, stores, body }
+        Self { registers, is_file, values, loads, stores, body }
     }
 
-    /// Takes the next instruction, or a part of what it does; `next` is where the one behind it is.
-    pub fn take(&mut self, next: u64, op: Op) {
-        if self.has_ended {
-            return;
-        }
+    /// Takes the next instruction, or a part of what it does.
+    pub fn take(&mut self, op: Op) {
         match op {
-            Op::Branch(target) => self.goes_to(target),
+            Op::Branch(_) => {}
             Op::Set(register, value) => self.set(register, Some(value)),
             Op::Add(to, from, number) => {
                 let value = self.value(from).map(|value| value.wrapping_add(number));
@@ -138,10 +118,6 @@ impl<'a> Follower<'a> {
                 }
                 self.raised(matches!(op, Op::Call(_)));
                 self.forget();
-                if let Op::Leave(target) = op {
-                    target.into_iter().for_each(|target| self.goes_to(target));
-                    self.has_ended = !self.bounds.is_certain && next > self.furthest;
-                }
             }
         }
     }
@@ -176,13 +152,6 @@ impl<'a> Follower<'a> {
             {
                 raises.insert(place, raise);
             }
-        }
-    }
-
-    /// Takes note of a jump inside the function.
-    fn goes_to(&mut self, target: u64) {
-        if target < self.bounds.end {
-            self.furthest = self.furthest.max(target);
         }
     }
 

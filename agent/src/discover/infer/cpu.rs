@@ -28,8 +28,11 @@ pub trait Cpu {
     /// Whether a compiler begins a function as this code begins.
     fn begins(code: &[u8]) -> bool;
 
-    /// The places in `code`, which is at `address`, where a function may begin, as far as its instructions tell.
-    fn beginnings(code: &[u8], address: u64) -> Vec<u64>;
+    /// Whether a function may end with this code, behind which `address` is.
+    fn may_end(before: &[u8], address: u64) -> bool;
+
+    /// Whether this code is nothing but room between functions.
+    fn is_padding(code: &[u8]) -> bool;
 }
 
 /// This device's.
@@ -81,19 +84,14 @@ impl Cpu for Arm64 {
         words(code, 0).next().is_some_and(|(word, _)| super::arm64::begins(word))
     }
 
-    fn beginnings(code: &[u8], address: u64) -> Vec<u64> {
+    fn may_end(before: &[u8], _: u64) -> bool {
+        // What was called is an instruction for certain, as all of them are looked at one by one.
+        !before.is_empty()
+    }
+
+    fn is_padding(code: &[u8]) -> bool {
         const NOP: u32 = 0xd503_201f;
-        let mut before = None;
-        let begins = |(word, address): (u32, u64)| {
-            // A call may be of what never returns.
-            let may_end = |before| {
-                super::arm64::ends(before) || before == NOP || super::arm64::call(before, address).is_some()
-            };
-            let begins = before.is_some_and(may_end) && super::arm64::begins(word);
-            before = Some(word);
-            begins.then_some(address)
-        };
-        words(code, address).filter_map(begins).collect()
+        words(code, 0).next().is_none_or(|(word, _)| word == NOP)
     }
 }
 
@@ -163,24 +161,12 @@ impl Cpu for X86_64 {
         super::x86_64::begins(code)
     }
 
-    fn beginnings(code: &[u8], address: u64) -> Vec<u64> {
-        const RET: u8 = 0xc3;
-        const INT3: u8 = 0xcc;
-        const NOP: u8 = 0x90;
-        const SHORT_JUMP: u8 = 0xeb;
-        const JUMP: u8 = 0xe9;
-        // Of what never returns.
-        const CALL: u8 = 0xe8;
-        let begins = |place: usize| {
-            let at = address.wrapping_add(place as u64);
-            let before = |distance: usize| code.get(place.wrapping_sub(distance)).copied();
-            let may = at.is_multiple_of(16)
-                || matches!(before(1), Some(RET | INT3 | NOP))
-                || before(2) == Some(SHORT_JUMP)
-                || matches!(before(5), Some(JUMP | CALL));
-            (may && super::x86_64::begins(&code[place..])).then_some(at)
-        };
-        (1..code.len()).filter_map(begins).collect()
+    fn may_end(before: &[u8], address: u64) -> bool {
+        super::x86_64::may_end(before, address)
+    }
+
+    fn is_padding(code: &[u8]) -> bool {
+        super::x86_64::is_padding(code)
     }
 }
 

@@ -25,7 +25,8 @@ use code::{Body, Follower};
 use cpu::Cpu;
 
 /// What is referred to: the paths by which the libraries name their source. The second is BoringSSL's only.
-const SOURCES: [&[u8]; 2] = [b"ssl_lib.c", b"/bio/bio.c"];
+const SOURCES: [&[u8]; 2] = [b"/ssl_lib.c", b"/bio/bio.c"];
+const FOLDER: &[u8] = b"ssl";
 /// The longest such path, in bytes.
 const LONGEST_PATH: usize = 256;
 /// How many of them a file may have, and how many places may refer to them: more are no one library's.
@@ -45,6 +46,15 @@ pub struct Inferred {
     pub flavour: Flavour,
 }
 
+/// Why nothing was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unclear {
+    /// No code refers to a library's source: it is a text like any other there.
+    NoLibrary,
+    /// It can't be told which of its functions is which.
+    Functions,
+}
+
 /// A function at an address, and what it does.
 #[derive(Debug)]
 struct Seen {
@@ -62,12 +72,19 @@ pub struct Sources {
 /// The paths of a library's source that a file has; none if it has none, or too many to be a library's.
 pub fn sources(bytes: InFile<'_>, layout: &Layout) -> Option<Sources> {
     let mut places: Vec<(Range<u64>, bool)> = Vec::new();
+    let mut has_ssl = false;
     let (start, length) = layout.constants?;
     let span = (start, length.min(find::MAX_CONSTANTS));
     elf::pieces(&bytes, span, LONGEST_PATH, &mut |piece, offset| {
         for (place, source) in
             SOURCES.into_iter().flat_map(|source| find::all(piece, source).map(move |place| (place, source)))
         {
+            // Their folder is the library's. This very program has the file's name alone.
+            let is_ssl = source == SOURCES[0];
+            if is_ssl && !piece[..place].ends_with(FOLDER) {
+                continue;
+            }
+            has_ssl |= is_ssl;
             let is_boringssl = match piece[place + source.len()..] {
                 [b'c', 0, ..] => true,
                 [0, ..] => source == SOURCES[1],
@@ -89,7 +106,7 @@ pub fn sources(bytes: InFile<'_>, layout: &Layout) -> Option<Sources> {
         let paths = if *is_boringssl { &mut sources.boringssl } else { &mut sources.openssl };
         paths.push(address(place.start)?..address(place.end - 1)? + 1);
     }
-    (1..=MAX_PATHS).contains(&places.len()).then_some(sources)
+    (has_ssl && places.len() <= MAX_PATHS).then_some(sources)
 }
 
 /// Whether a function begins at `address` for certain.
@@ -98,28 +115,52 @@ pub fn begins(bytes: InFile<'_>, layout: &Layout, address: u64) -> bool {
     functions.is_some_and(|functions| functions.iter().any(|function| function.start == address))
 }
 
-/// Looks at the code of a file with such sources. None: it can't be told which of its functions is which.
-pub fn infer(bytes: InFile<'_>, layout: &Layout, sources: &Sources) -> Option<Inferred> {
+/// Looks at the code of a file with such sources.
+pub fn infer(bytes: InFile<'_>, layout: &Layout, sources: &Sources) -> Result<Inferred, Unclear> {
     infer_for::<cpu::Native>(bytes, layout, sources)
 }
 
-fn infer_for<C: Cpu>(bytes: InFile<'_>, layout: &Layout, sources: &Sources) -> Option<Inferred> {
-    let boringssl = look::<C>(bytes, layout, &sources.boringssl);
-    let boringssl = boringssl.and_then(|seen| boringssl::functions(&seen));
-    let openssl = look::<C>(bytes, layout, &sources.openssl);
-    let openssl = openssl.and_then(|seen| openssl::functions(&seen, &|address| text(bytes, layout, address)));
-    // Where there are two libraries, nobody knows which one is used.
+fn infer_for<C: Cpu>(bytes: InFile<'_>, layout: &Layout, sources: &Sources) -> Result<Inferred, Unclear> {
+    let boringssl = look::<C>(bytes, layout, &sources.boringssl)
+        .and_then(|seen| boringssl::functions(&seen).ok_or(Unclear::Functions));
+    let openssl = look::<C>(bytes, layout, &sources.openssl).and_then(|seen| {
+        openssl::functions(&seen, &|address| text(bytes, layout, address)).ok_or(Unclear::Functions)
+    });
     match (boringssl, openssl) {
-        (Some(functions), None) => Some(Inferred { functions, flavour: Flavour::BoringSsl }),
-        (None, Some(functions)) => Some(Inferred { functions, flavour: Flavour::OpenSsl }),
-        _ => None,
+        (Ok(functions), Err(_)) => Ok(Inferred { functions, flavour: Flavour::BoringSsl }),
+        (Err(_), Ok(functions)) => Ok(Inferred { functions, flavour: Flavour::OpenSsl }),
+        (Err(Unclear::NoLibrary), Err(Unclear::NoLibrary)) => Err(Unclear::NoLibrary),
+        // Where there are two libraries, nobody knows which one is used.
+        _ => Err(Unclear::Functions),
     }
 }
 
 /// The functions near those that refer to one of `paths`, in the order of their addresses.
-fn look<C: Cpu>(bytes: InFile<'_>, layout: &Layout, paths: &[Range<u64>]) -> Option<Vec<Seen>> {
+fn look<C: Cpu>(bytes: InFile<'_>, layout: &Layout, paths: &[Range<u64>]) -> Result<Vec<Seen>, Unclear> {
+    let references = references::<C>(bytes, layout, paths).ok_or(Unclear::Functions)?;
+    if references.is_empty() {
+        return Err(Unclear::NoLibrary);
+    }
+    let is_path = |address: u64| paths.iter().any(|path| path.contains(&address));
+    let mut seen = Vec::new();
+    for function in bounds::functions::<C>(&bytes, layout, &references).ok_or(Unclear::Functions)? {
+        let length = function.end.saturating_sub(function.start);
+        let mut code = vec![0; usize::try_from(length.min(MAX_FUNCTION)).unwrap_or_default()];
+        let Some(offset) = layout.file_offset(function.start) else { continue };
+        if length > MAX_FUNCTION || !bytes.read(offset, &mut code) {
+            continue;
+        }
+        let mut follower = Follower::new(C::REGISTERS, &is_path);
+        C::decode(&code, function.start, &mut |_, op| follower.take(op));
+        seen.push(Seen { start: function.start, body: follower.finish() });
+    }
+    Ok(seen)
+}
+
+/// The instructions that make one of the addresses in `paths`, by address. None: there are too many, or there is too much code.
+fn references<C: Cpu>(bytes: InFile<'_>, layout: &Layout, paths: &[Range<u64>]) -> Option<Vec<u64>> {
     if paths.is_empty() {
-        return None;
+        return Some(Vec::new());
     }
     let is_path = |address: u64| paths.iter().any(|path| path.contains(&address));
     if layout.code().map(|segment| segment.length).fold(0, u64::saturating_add) > MAX_CODE {
@@ -139,19 +180,7 @@ fn look<C: Cpu>(bytes: InFile<'_>, layout: &Layout, paths: &[Range<u64>]) -> Opt
     if !references.is_sorted() {
         return None;
     }
-    let mut seen = Vec::new();
-    for function in bounds::functions::<C>(&bytes, layout, &references)? {
-        let length = function.end.checked_sub(function.start)?;
-        let mut code = vec![0; usize::try_from(length.min(MAX_FUNCTION)).ok()?];
-        let Some(offset) = layout.file_offset(function.start) else { continue };
-        if length > MAX_FUNCTION || !bytes.read(offset, &mut code) {
-            continue;
-        }
-        let mut follower = Follower::new(C::REGISTERS, function, &is_path);
-        C::decode(&code, function.start, &mut |next, op| follower.take(next, op));
-        seen.push(Seen { start: function.start, body: follower.finish() });
-    }
-    Some(seen)
+    Some(references)
 }
 
 /// The short text at an address.

@@ -29,8 +29,8 @@ fn inferred(path: &Path, machine: u16) -> Option<Inferred> {
     let layout = Layout::of_file_for(bytes, machine).ok()?;
     let sources = sources(bytes, &layout)?;
     match machine {
-        EM_AARCH64 => infer_for::<cpu::Arm64>(bytes, &layout, &sources),
-        _ => infer_for::<cpu::X86_64>(bytes, &layout, &sources),
+        EM_AARCH64 => infer_for::<cpu::Arm64>(bytes, &layout, &sources).ok(),
+        _ => infer_for::<cpu::X86_64>(bytes, &layout, &sources).ok(),
     }
 }
 
@@ -228,16 +228,16 @@ static LIBRARY: LazyLock<Vec<u8>> = LazyLock::new(|| fs::read(built(SOURCE, &[])
 
 proptest! {
     #[test]
-    fn any_code_is_followed(code: Vec<u8>, address: u64, is_certain: bool) {
-        let bounds = code::Bounds { start: address, end: address.saturating_add(64), is_certain };
+    fn any_code_is_followed(code: Vec<u8>, address in 0..u64::MAX / 2) {
         for registers in [arm64::REGISTERS, x86_64::REGISTERS] {
-            let mut follower = Follower::new(registers, bounds, &|address| address.is_multiple_of(3));
-            cpu::X86_64::decode(&code, address, &mut |next, op| follower.take(next, op));
-            cpu::Arm64::decode(&code, address, &mut |next, op| follower.take(next, op));
+            let mut follower = Follower::new(registers, &|address| address.is_multiple_of(3));
+            cpu::X86_64::decode(&code, address, &mut |_, op| follower.take(op));
+            cpu::Arm64::decode(&code, address, &mut |_, op| follower.take(op));
             follower.finish();
         }
-        cpu::X86_64::beginnings(&code, address);
-        cpu::Arm64::beginnings(&code, address);
+        for end in [bounds::extent::<cpu::X86_64>(&code, address), bounds::extent::<cpu::Arm64>(&code, address)] {
+            assert!(end.is_none_or(|end| (address..=address + code.len() as u64).contains(&end)));
+        }
     }
 
     #[test]

@@ -148,6 +148,26 @@ pub fn begins(code: &[u8]) -> bool {
         || first.mnemonic() == Mnemonic::Sub && first.op0_register() == Register::RSP
 }
 
+/// Whether a function may end with this code, behind which `address` is: what looks like a call may be a part of another instruction,
+/// and what it seems to call the middle of a function.
+pub fn may_end(before: &[u8], address: u64) -> bool {
+    match *before {
+        [] => false,
+        _ if address.is_multiple_of(16) => true,
+        // ret, int3, nop; ud2; a short jump.
+        [.., 0xc3 | 0xcc | 0x90] | [.., 0x0f, 0x0b] | [.., 0xeb, _] => true,
+        // A jump, or a call of what never returns.
+        [.., 0xe9 | 0xe8, _, _, _, _] => true,
+        _ => false,
+    }
+}
+
+/// Whether there is nothing, or an instruction that does nothing.
+pub fn is_padding(code: &[u8]) -> bool {
+    let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
+    !decoder.can_decode() || decoder.decode().mnemonic() == Mnemonic::Nop
+}
+
 /// The address that the instruction at the start of `code` makes, if it is one of those that do: `lea` with a distance, or
 /// in a program that is always at the same address `mov` with the address itself.
 pub fn makes_address(code: &[u8], address: u64) -> Option<u64> {
