@@ -155,6 +155,26 @@ need_libraries() {
   cp "$lock" "$2/of-lock.txt"
 }
 
+# need_artifacts LIST FOLDER WHY: the files of Maven's coordinates in the list, and what is packed in them, each in a folder.
+need_artifacts() {
+  local lock=$root/$1 coordinates sum file
+  cmp -s "$lock" "$2/of-lock.txt" && return
+  install "Java and Maven, for $3" default-jdk-headless maven
+  say "setup: fetching what $1 names ($3)"
+  rm -rf "$2"
+  while read -r coordinates sum; do
+    [[ $coordinates != '#' ]] || continue
+    mvn -B -ntp dependency:copy -Dartifact="$coordinates" -DoutputDirectory="$2/fetched" >"$log" 2>&1 ||
+      die "mvn can't fetch $coordinates: $(grep -m 1 ERROR "$log" || tail -n 1 "$log")"
+    file=$(find "$2/fetched" -type f)
+    sha256sum --status -c <<<"$sum  $file" || die "$coordinates is not the file that $1 names"
+    /usr/bin/python3 -m zipfile -e "$file" "$2/$(basename "$file")"
+    mv "$file" "$2/$(basename "$file")/"
+  done <"$lock"
+  rmdir "$2/fetched"
+  cp "$lock" "$2/of-lock.txt"
+}
+
 need_device() {
   local rust=(rustc-web cargo-web rust-web-src)
   install "Rust and its library's sources, to build for aarch64" "${rust[@]}"
@@ -197,6 +217,7 @@ case $profile in
     need_languages
     need_venv tests/copies/requirements.txt "$target/copies" "tests with copies of TLS code that programs bring"
     need_libraries tests/copies/aarch64.txt "$target/copies-aarch64" "tests with such copies for another CPU"
+    need_artifacts tests/copies/maven.txt "$target/copies-java" "tests with such copies that Java programs bring"
     install "to read and try what is installed on devices" make shellcheck systemd
     # Either of two packages, which exclude each other.
     command -v busybox >/dev/null || install "the shell that devices have" busybox-static

@@ -121,7 +121,7 @@ impl Finder {
             let proc = self.proc.clone();
             // A process may end, or be one that nobody may look into.
             let _ = maps::each(&proc, pid, |Mapping { start, end, device, inode, .. }| {
-                if !done.contains(&(device, inode)) && self.mapped(pid, start, end, sink).is_ok() {
+                if !done.contains(&(device, inode)) && self.mapped_now(pid, start, end, sink).is_ok() {
                     done.insert((device, inode));
                 }
             });
@@ -129,8 +129,23 @@ impl Finder {
         }
     }
 
-    /// Looks at what process `pid` has mapped at these addresses; an error: it is gone, or not to be read.
+    /// Looks at what process `pid` has mapped at these addresses, or did at first: the dynamic linker maps a library's first
+    /// segment with room for all of them, and the others over that. An error: it is gone, or not to be read.
     pub fn mapped(&mut self, pid: u32, start: u64, end: u64, sink: Sink<'_>) -> io::Result<()> {
+        match self.mapped_now(pid, start, end, sink) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => return done,
+        }
+        let (proc, mut now) = (self.proc.clone(), None);
+        maps::each(&proc, pid, |mapping| {
+            if mapping.start == start {
+                now = Some(mapping.end);
+            }
+        })?;
+        self.mapped_now(pid, start, now.ok_or(io::ErrorKind::NotFound)?, sink)
+    }
+
+    fn mapped_now(&mut self, pid: u32, start: u64, end: u64, sink: Sink<'_>) -> io::Result<()> {
         let link = file::mapped(&self.proc, pid, start, end);
         // Memory of a device is none of ours.
         let stamp = match file::stamp(&link) {
@@ -437,6 +452,17 @@ mod tests {
         assert_eq!(system.changes(Finder::scan), ["attach 0"]);
         assert_eq!(system.changes(Finder::scan), [""; 0]);
         assert_eq!(system.changes(Finder::check), [""; 0]);
+    }
+
+    #[test]
+    fn a_mapping_that_became_smaller_is_looked_at_as_it_is_now() {
+        let mut system = System::new(&[]);
+        let path = system.put("tmp/unpacked.so", &library());
+        system.map(1, &path);
+        let look = |finder: &mut Finder, sink: Sink<'_>| finder.mapped(1, 0x1000, 0x9000, sink).unwrap();
+        assert_eq!(system.changes(look), ["attach 0"]);
+        let gone = |finder: &mut Finder, sink: Sink<'_>| finder.mapped(1, 0x3000, 0x9000, sink).unwrap_err();
+        assert_eq!(system.changes(|finder, sink| drop(gone(finder, sink))), [""; 0]);
     }
 
     #[test]

@@ -9,9 +9,9 @@ use plaintap_proto::Direction;
 use plaintap_tests::agent::{Agent, plaintapd, refusal};
 use plaintap_tests::conversation::streams;
 use plaintap_tests::driver::certificate;
+use plaintap_tests::need;
 use plaintap_tests::process::Process;
 use plaintap_tests::stream::Client;
-use plaintap_tests::{need, net, until};
 
 use crate::copies;
 
@@ -95,13 +95,7 @@ const BROWSER: [&str; 9] = [
 #[test]
 fn a_browsers_boringssl_without_symbols_is_captured_without_a_flag() -> Result<()> {
     let certificate = certificate()?;
-    let port = net::free_port()?;
-    let mut server = Command::new(need::program("openssl", "openssl")?);
-    server.args(["s_server", "-quiet", "-www", "-accept", &format!("127.0.0.1:{port}")]);
-    server.args(["-cert", "cert.pem", "-key", "key.pem"]).current_dir(certificate.path());
-    let server = Process::start(&mut server)?;
-    until("the server to listen", || Ok(net::listens(port)?.then_some(())))
-        .with_context(|| format!("it said {:?}", server.stderr.all()))?;
+    let (_server, port) = copies::server(certificate.path())?;
     let agent = Agent::start(&[])?;
     let mut client = Client::connect(&agent.url)?;
     let chromium = need::program("chromium", "chromium")?;

@@ -44,6 +44,13 @@ fn run(program: &str, arguments: &[&str]) -> String {
 
 const X86_64: &str = "copies/lib/python3.11/site-packages";
 const AARCH64: &str = "copies-aarch64";
+const NETTY_X86_64: &str = "copies-java/netty-tcnative-boringssl-static-2.0.84.Final-linux-x86_64.jar/\
+    META-INF/native/libnetty_tcnative_linux_x86_64.so";
+const NETTY_AARCH64: &str = "copies-java/netty-tcnative-boringssl-static-2.0.84.Final-linux-aarch_64.jar/\
+    META-INF/native/libnetty_tcnative_linux_aarch_64.so";
+const CONSCRYPT: &str = "copies-java/conscrypt-android-2.5.3.aar/jni";
+const CONSCRYPT_DESKTOP: &str = "copies-java/conscrypt-openjdk-uber-2.5.2.jar/\
+    META-INF/native/libconscrypt_openjdk_jni-linux-x86_64.so";
 const CURL: &str = "curl_cffi/_wrapper.abi3.so";
 const OPENSSL: &str = "cryptography/hazmat/bindings/_rust.abi3.so";
 
@@ -53,6 +60,10 @@ fn functions_are_where_nm_has_them() {
     for (path, machine, flavour) in [
         (copy(X86_64).join(CURL), EM_X86_64, Flavour::BoringSsl),
         (copy(AARCH64).join(CURL), EM_AARCH64, Flavour::BoringSsl),
+        (copy(NETTY_X86_64), EM_X86_64, Flavour::BoringSsl),
+        (copy(NETTY_AARCH64), EM_AARCH64, Flavour::BoringSsl),
+        (copy(CONSCRYPT).join("x86_64/libconscrypt_jni.so"), EM_X86_64, Flavour::BoringSsl),
+        (copy(CONSCRYPT).join("arm64-v8a/libconscrypt_jni.so"), EM_AARCH64, Flavour::BoringSsl),
         (format!("{installed}/android/libssl.so.0").into(), EM_X86_64, Flavour::BoringSsl),
         (copy(X86_64).join(OPENSSL), EM_X86_64, Flavour::OpenSsl),
         (copy(AARCH64).join(OPENSSL), EM_AARCH64, Flavour::OpenSsl),
@@ -96,6 +107,7 @@ fn functions_are_where_nm_has_them() {
 #[test]
 fn functions_without_symbols_begin_where_an_entry_of_the_stacks_unwinder_does() {
     for (path, machine) in [
+        (copy(CONSCRYPT_DESKTOP), EM_X86_64),
         (copy(X86_64).join("grpc/_cython/cygrpc.cpython-311-x86_64-linux-gnu.so"), EM_X86_64),
         (copy(AARCH64).join("grpc/_cython/cygrpc.cpython-311-aarch64-linux-gnu.so"), EM_AARCH64),
     ] {
