@@ -152,7 +152,8 @@ pub struct Args {
     example = "Which files can be captured:
   {command_name} --json | jq '.targets[] | select(.state != \"refused\") | .path'",
     note = "It looks into the usual places and at what every process has mapped, and changes nothing. `attached` means that
-probes stand in a process that maps the file; `ready`, that plaintapd will put them there. As root it sees all processes.",
+probes stand in a process that maps the file; `ready`, that plaintapd will put them there;
+`left-out`, that others have probes and it has none, by a flag or for a reason in plaintapd's log. As root it sees all processes.",
     error_code(0, "done"),
     error_code(1, "failed while running"),
     error_code(2, "wrong usage")

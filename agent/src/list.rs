@@ -20,13 +20,23 @@ pub fn list(args: &ListArgs) -> String {
     if args.json { json(&survey) } else { table(&survey) }
 }
 
+/// Why a file has no probe though others have: what `list` can know of it.
+const LEFT_OUT: &str = "probes stand elsewhere and not in it: plaintapd's flags leave it out, or it could not be attached, for which \
+    plaintapd's log has the reason";
+
 /// In one word, whether a file is captured.
-fn state(row: &Row) -> &'static str {
-    match (&row.found, row.attached) {
-        (Err(_), _) => "refused",
-        (Ok(_), true) => "attached",
-        (Ok(_), false) => "ready",
+fn state(survey: &Survey, row: &Row) -> &'static str {
+    match &row.found {
+        Err(_) => "refused",
+        Ok(_) if row.attached => "attached",
+        Ok(_) if is_left_out(survey, row) => "left-out",
+        Ok(_) => "ready",
     }
+}
+
+/// Whether a file that a process maps has no probe, while others have.
+fn is_left_out(survey: &Survey, row: &Row) -> bool {
+    row.found.is_ok() && !row.attached && !row.pids.is_empty() && survey.rows.iter().any(|row| row.attached)
 }
 
 /// As a table, for people.
@@ -36,7 +46,7 @@ pub fn table(survey: &Survey) -> String {
     for row in &survey.rows {
         let found = row.found.as_ref().ok();
         lines.push([
-            state(row).to_owned(),
+            state(survey, row).to_owned(),
             row.pids.len().to_string(),
             row.abi.to_owned(),
             found.map_or_else(|| NONE.into(), library),
@@ -57,6 +67,8 @@ pub fn table(survey: &Survey) -> String {
     for row in &survey.rows {
         if let Err(error) = &row.found {
             let _ = writeln!(text, "refused: {}", chain(error));
+        } else if is_left_out(survey, row) {
+            let _ = writeln!(text, "left out: {}: {LEFT_OUT}", printable(&row.path));
         }
     }
     if let Some(hidden) = survey.hidden() {
@@ -81,7 +93,7 @@ fn printable(path: &Path) -> String {
 
 /// As JSON, for programs.
 pub fn json(survey: &Survey) -> String {
-    let rows: Vec<String> = survey.rows.iter().map(row_json).collect();
+    let rows: Vec<String> = survey.rows.iter().map(|row| row_json(survey, row)).collect();
     format!(
         "{{\n\"targets\": [{}\n],\n\"processes\": {},\n\"unreadable_processes\": {}\n}}\n",
         rows.iter().map(|row| format!("\n{row}")).collect::<Vec<_>>().join(","),
@@ -90,7 +102,7 @@ pub fn json(survey: &Survey) -> String {
     )
 }
 
-fn row_json(row: &Row) -> String {
+fn row_json(survey: &Survey, row: &Row) -> String {
     let found = row.found.as_ref().ok();
     let flavour = found.map(|found| found.flavour).filter(|flavour| *flavour != Flavour::Unknown);
     let functions = found.map_or_else(String::new, |found| {
@@ -98,6 +110,8 @@ fn row_json(row: &Row) -> String {
             found.functions.iter().map(|(function, offset)| format!("{}: {offset}", quoted(function.name())));
         fields.collect::<Vec<_>>().join(", ")
     });
+    let left_out = is_left_out(survey, row).then(|| LEFT_OUT.to_owned());
+    let reason = row.found.as_ref().err().map(|error| chain(error)).or(left_out);
     let pids: Vec<String> = row.pids.iter().map(u32::to_string).collect();
     let fields = [
         ("path", quoted(&row.path.to_string_lossy())),
@@ -110,8 +124,8 @@ fn row_json(row: &Row) -> String {
         ("found_by", optional(found.map(|found| found.how))),
         ("functions", format!("{{{functions}}}")),
         ("pids", format!("[{}]", pids.join(", "))),
-        ("state", quoted(state(row))),
-        ("reason", optional(row.found.as_ref().err().map(|error| chain(error)))),
+        ("state", quoted(state(survey, row))),
+        ("reason", optional(reason)),
     ];
     let fields: Vec<String> =
         fields.iter().map(|(name, value)| format!("{}: {value}", quoted(name))).collect();
@@ -175,6 +189,27 @@ mod tests {
         assert!(lines[2].starts_with("refused   2"), "{text}");
         assert!(lines[3].starts_with("refused: /b has symbols for neither"), "{text}");
         assert!(lines[4].starts_with("2 of 9 processes"), "{text}");
+    }
+
+    #[test]
+    fn a_file_without_a_probe_is_left_out_where_others_have_one() {
+        let mut survey = survey();
+        let mut other = survey.rows.remove(0);
+        let found = other.found.as_ref().unwrap().clone();
+        other.attached = false;
+        survey.rows.push(other);
+        assert!(
+            json(&survey).contains(r#""state": "refused""#)
+                && json(&survey).contains(r#""state": "left-out""#)
+        );
+        survey.rows[0].attached = false;
+        assert!(json(&survey).contains(r#""state": "ready", "reason": null"#));
+        survey.rows[0].found = Ok(found);
+        survey.rows[0].attached = true;
+        assert!(table(&survey).contains("\nleft out: /apex/com.x@3/lib64/a"), "{}", table(&survey));
+        // Nobody maps it now: plaintapd would put a probe there as soon as somebody does.
+        survey.rows[1].pids.clear();
+        assert!(json(&survey).contains(r#""state": "ready""#));
     }
 
     #[test]
