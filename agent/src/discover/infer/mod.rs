@@ -34,8 +34,9 @@ const MAX_PATHS: usize = 8;
 const MAX_REFERENCES: usize = 4096;
 /// How much code a file may have, in bytes: a browser has some 250 MiB.
 const MAX_CODE: u64 = 1 << 30;
-/// The largest function that is looked at, in bytes.
+/// The largest function that is looked at, in bytes, and how many bytes of all: the functions of both sources have some 100 KiB.
 const MAX_FUNCTION: u64 = 64 << 10;
+const MAX_FUNCTIONS: u64 = 16 << 20;
 
 /// What was found: each function with its address, and whose library it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,13 +143,17 @@ fn look<C: Cpu>(bytes: InFile<'_>, layout: &Layout, paths: &[Range<u64>]) -> Res
         return Err(Unclear::NoLibrary);
     }
     let is_path = |address: u64| paths.iter().any(|path| path.contains(&address));
-    let mut seen = Vec::new();
+    let (mut seen, mut looked_at) = (Vec::new(), 0);
     for function in bounds::functions::<C>(&bytes, layout, &references).ok_or(Unclear::Functions)? {
         let length = function.end.saturating_sub(function.start);
         let mut code = vec![0; usize::try_from(length.min(MAX_FUNCTION)).unwrap_or_default()];
         let Some(offset) = layout.file_offset(function.start) else { continue };
         if length > MAX_FUNCTION || !bytes.read(offset, &mut code) {
             continue;
+        }
+        looked_at += length;
+        if looked_at > MAX_FUNCTIONS {
+            return Err(Unclear::Functions);
         }
         let mut follower = Follower::new(C::REGISTERS, &is_path);
         C::decode(&code, function.start, &mut |_, op| follower.take(op));
