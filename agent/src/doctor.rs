@@ -19,9 +19,6 @@ use crate::{
     run::{self, chain},
 };
 
-/// What the maps take in all: what counts against RLIMIT_MEMLOCK before 5.11.
-const MEMLOCK: u64 = 64 << 20;
-
 /// How one check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -134,17 +131,11 @@ pub fn exit_code(findings: &[Finding]) -> u8 {
 }
 
 fn kernel(release: &str) -> Finding {
-    match version(release) {
+    match btf::version(release) {
         Some(version) if version >= (5, 10) => ok(format!("kernel: {release}")),
         // What it really lacks is another line's.
         _ => warning(format!("kernel: {release:?} is not known to work; 5.10 and newer are")),
     }
-}
-
-/// Major and minor number.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|char: char| !char.is_ascii_digit()).map(|number| number.parse().ok());
-    Some((numbers.next()??, numbers.next()??))
 }
 
 /// Who we are, from /proc/self/status.
@@ -248,15 +239,19 @@ fn jit(enabled: Option<&str>) -> Finding {
     }
 }
 
+/// What may be locked, which loading the programs has tried to raise.
 fn memlock(release: &str) -> Finding {
-    if version(release).is_some_and(|version| version >= (5, 11)) {
+    if btf::version(release).is_some_and(|version| version >= (5, 11)) {
         return ok("memlock: does not matter from 5.11 on");
     }
-    // Loading the programs has tried to raise it.
-    match getrlimit(Resource::RLIMIT_MEMLOCK) {
-        Ok((_, most)) if most >= MEMLOCK => ok("memlock: enough may be locked"),
-        _ => warning("memlock: too little may be locked for eBPF maps; run as root, or ulimit -l unlimited"),
+    let allowed = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(_, hard)| hard);
+    if allowed >= Sizes::USUAL.in_kernel() as u64 {
+        return ok("memlock: enough may be locked");
     }
+    warning(format!(
+        "memlock: {} KiB may be locked, so ring and tables will be smaller; run as root, or ulimit -l unlimited",
+        allowed >> 10
+    ))
 }
 
 /// What can be captured, and what can't.

@@ -44,6 +44,9 @@ impl Sizes {
     /// What is enough to try whether it works.
     pub const SMALLEST: Self = Self { ring: LEAST_RING, journal: LEAST_JOURNAL, table_entries: FEW_ENTRIES };
 
+    /// What there is if nobody says how much.
+    pub const USUAL: Self = Self { ring: 4 << 20, journal: 8 << 20, table_entries: MANY_ENTRIES };
+
     /// The sizes that the command line asks for.
     pub fn of(args: &Args) -> Result<Self, Error> {
         match (args.memory_limit, args.ring_size, args.journal_size) {
@@ -51,10 +54,24 @@ impl Sizes {
             (Some(_), _, Some(_)) => Err(Error::SizedTwice("--journal-size")),
             (Some(Size(limit)), None, None) => Self::within(limit),
             (None, ring, journal) => Ok(Self {
-                ring: ring.map_or(4 << 20, |RingSize(bytes)| bytes),
-                journal: journal.map_or(8 << 20, |Size(bytes)| bytes),
-                table_entries: MANY_ENTRIES,
+                ring: ring.map_or(Self::USUAL.ring, |RingSize(bytes)| bytes),
+                journal: journal.map_or(Self::USUAL.journal, |Size(bytes)| bytes),
+                ..Self::USUAL
             }),
+        }
+    }
+
+    /// What ring and tables take in the kernel, in bytes. Beside it are the programs: 108 KiB on 5.10 and 6.12, arm64.
+    pub fn in_kernel(&self) -> usize {
+        self.ring as usize + OTHER_MAPS + self.table_entries as usize * TABLE_ENTRY
+    }
+
+    /// The next sizes that take less in the kernel, if there are any that work.
+    pub fn smaller(self) -> Option<Self> {
+        match self {
+            Self { table_entries: MANY_ENTRIES, .. } => Some(Self { table_entries: FEW_ENTRIES, ..self }),
+            Self { ring, .. } if ring > LEAST_RING => Some(Self { ring: ring / 2, ..self }),
+            _ => None,
         }
     }
 
@@ -62,7 +79,7 @@ impl Sizes {
     /// most a third: it bridges milliseconds, and the journal seconds.
     fn within(limit: usize) -> Result<Self, Error> {
         let table_entries = if limit < ROOMY { FEW_ENTRIES } else { MANY_ENTRIES };
-        let fixed = OWN + OTHER_MAPS + table_entries as usize * TABLE_ENTRY;
+        let fixed = OWN + Self { ring: 0, journal: 0, table_entries }.in_kernel();
         let left = limit.saturating_sub(fixed);
         let least = LEAST_RING as usize + LEAST_JOURNAL;
         if left < least {
@@ -105,6 +122,17 @@ mod tests {
             last = ring;
         }
         assert_eq!(Sizes::within(8 << 20).map(|sizes| sizes.ring), Ok(1 << 20));
+    }
+
+    #[test]
+    fn sizes_shrink_in_the_kernel_only_and_down_to_the_smallest() {
+        let steps: Vec<_> = std::iter::successors(Some(Sizes::USUAL), |sizes| sizes.smaller()).collect();
+        assert!(steps.is_sorted_by(|larger, smaller| larger.in_kernel() > smaller.in_kernel()));
+        assert!(
+            steps.iter().all(|sizes| sizes.journal == Sizes::USUAL.journal && sizes.ring.is_power_of_two())
+        );
+        let last = Sizes { journal: Sizes::SMALLEST.journal, ..*steps.last().unwrap() };
+        assert_eq!(last, Sizes::SMALLEST);
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Error {
             | Self::Token(_)
             | Self::NeedsToken(_)
             | Self::Account(_) => 2,
-            Self::Capture(capture::Error::NotPermitted { .. }) => 3,
+            Self::Capture(capture::Error::NotPermitted { .. } | capture::Error::Memlock { .. }) => 3,
             Self::Capture(_) => 4,
             Self::Listen(listen::Error::InUse(_)) => 5,
             Self::Discover(_) => 6,

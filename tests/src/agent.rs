@@ -31,10 +31,15 @@ impl Agent {
 
     /// Starts an agent that finds no description of the kernel's types.
     pub fn without_btf(arguments: &[&str]) -> Result<Self> {
-        let mut command = process::in_mount_namespace(
-            "for file in /sys/kernel/btf/vmlinux; do [ ! -e $file ] || mount --bind /dev/null $file || exit; done
-            exec \"$0\" \"$@\"",
-        )?;
+        Self::start_after(
+            "for file in /sys/kernel/btf/vmlinux; do [ ! -e $file ] || mount --bind /dev/null $file || exit; done",
+            arguments,
+        )
+    }
+
+    /// Starts an agent in a mount namespace of its own, in which a shell's `script` changes something first.
+    pub fn start_after(script: &str, arguments: &[&str]) -> Result<Self> {
+        let mut command = process::in_mount_namespace(&format!("{script}\nexec \"$0\" \"$@\""))?;
         command.arg(need::binary("plaintapd")?);
         Self::run(&mut command, "ws://127.0.0.1:0/", arguments)
     }

@@ -51,12 +51,20 @@ const OFFSETS_KNOWN: [(u32, u32); 2] = [(5, 10), (6, 18)];
 
 /// Whether this kernel is one that `COMMON_OFFSETS` holds for.
 pub fn known_kernel() -> bool {
-    let Ok(names) = nix::sys::utsname::uname() else { return false };
-    let release = names.release().to_string_lossy();
+    release().is_some_and(|release| (OFFSETS_KNOWN[0]..=OFFSETS_KNOWN[1]).contains(&release))
+}
+
+/// The running kernel's major and minor version.
+pub fn release() -> Option<(u32, u32)> {
+    version(&nix::sys::utsname::uname().ok()?.release().to_string_lossy())
+}
+
+/// The first two numbers of a kernel's release, which says `5.10.0-28-cloud-arm64` or the like.
+pub fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|char: char| !char.is_ascii_digit()).map(str::parse);
     match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (OFFSETS_KNOWN[0]..=OFFSETS_KNOWN[1]).contains(&(major, minor)),
-        _ => false,
+        (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
+        _ => None,
     }
 }
 

@@ -30,7 +30,7 @@ use aya::{
 };
 use nix::{
     errno::Errno,
-    sys::resource::{Resource, setrlimit},
+    sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
     time::{ClockId, clock_gettime},
 };
 use plaintap_abi::{Calls, NO_OFFSET, PAGE_OFFSET, Settings, SocketOffsets, TaskOffsets, choice, names};
@@ -85,6 +85,17 @@ pub enum Error {
         what: String,
         /// What the kernel said.
         source: Box<aya::EbpfError>,
+    },
+    /// Too little memory may be locked.
+    #[error(
+        "not permitted to load eBPF maps: RLIMIT_MEMLOCK allows {allowed} KiB for all of this user's, and {least} are \
+         needed; run as root, or ulimit -l unlimited"
+    )]
+    Memlock {
+        /// What is allowed, in KiB.
+        allowed: u64,
+        /// What the smallest maps take, in KiB.
+        least: usize,
     },
     /// The layout of this kernel's sockets is unknown.
     #[error(
@@ -142,13 +153,44 @@ pub struct Capture {
 
 impl Capture {
     /// Loads the programs into the kernel, with maps of these sizes; nothing is attached yet.
+    ///
+    /// Before 5.11 maps count as locked memory. Where too little of that is allowed and the limit can't be raised, the maps
+    /// are as large as they can be. Source: linux 5.11's log, "bpf: Eliminate rlimit-based memory accounting".
     pub fn load(sizes: Sizes, filters: &Filters) -> Result<Self, Error> {
+        let raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_ok();
+        if raised || btf::release().is_none_or(|release| release >= (5, 11)) {
+            return Self::load_with(sizes, filters);
+        }
+        let allowed = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(_, hard)| hard);
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, allowed, allowed);
+        let mut tried = sizes;
+        loop {
+            match Self::load_with(tried, filters) {
+                Err(Error::NotPermitted { .. }) => {
+                    let least = Sizes::SMALLEST.in_kernel().div_ceil(1 << 10);
+                    tried = tried.smaller().ok_or(Error::Memlock { allowed: allowed >> 10, least })?;
+                }
+                loaded => {
+                    if loaded.is_ok() && tried != sizes {
+                        log::warn!(
+                            "RLIMIT_MEMLOCK allows {} KiB: the ring has {} KiB in place of {}, the tables {} entries in \
+                             place of {}",
+                            allowed >> 10,
+                            tried.ring >> 10,
+                            sizes.ring >> 10,
+                            tried.table_entries,
+                            sizes.table_entries
+                        );
+                    }
+                    return loaded;
+                }
+            }
+        }
+    }
+
+    fn load_with(sizes: Sizes, filters: &Filters) -> Result<Self, Error> {
         if !Path::new(UPROBE_EVENTS).exists() {
             return Err(Error::NoUprobes);
-        }
-        // Before 5.11 maps count against this limit; later it is of no account, so failing is no error.
-        if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
-            log::debug!("can't raise RLIMIT_MEMLOCK: {error}");
         }
         let ((offsets, task_offsets), no_offsets) = match btf::offsets(Path::new(KERNEL_BTF)) {
             Ok(offsets) => (offsets, None),

@@ -14,6 +14,7 @@ mod engines;
 mod filters;
 mod frames;
 mod guesses;
+mod hardships;
 mod http;
 mod http_messages;
 mod lifecycle;
