@@ -5,8 +5,8 @@
 #   bash tests/vm/adb.sh [KERNEL]...     5.10, 6.1, 6.12; all of them if none is named
 #
 # Shown for each: push, start as root, forwards to a TCP port and to an abstract socket, through an adbd that is root and
-# one that is Android's shell; an app's user is refused; forwards that are cut and made again under load lose nothing; and
-# `plaintap adb` and `plaintap doctor`, with root by su and without.
+# one that is Android's shell; an app's user is refused; the device is stopped for a while and its clock set, forwards are cut
+# and made again under load, and nothing is lost; and `plaintap adb` and `plaintap doctor`, with root by su and without.
 set -euo pipefail
 # shellcheck source=tests/vm/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -150,7 +150,7 @@ start_machine() {
   # The guest counts as Android by this file.
   background machine bash tests/vm/run.sh "$machine" --timeout 420 --port "${ports[1]}=5555" --port "${ports[2]}=5556" \
     --port "${ports[3]}=5557" --file "$work/empty=/system/build.prop" --file "$root/tests/vm/adb-guest=/usr/bin/adb-guest" \
-    --file "$work/key.pem=/etc/key.pem" --file "$work/cert.pem=/etc/cert.pem" -- adb-guest
+    --file "$work/key.pem=/etc/key.pem" --file "$work/cert.pem=/etc/cert.pem" --monitor "$work/monitor" -- adb-guest
   guest=$last
   attach_cable "$root_device" && attach_cable "$shell_device" && attach_cable "$app_device" ||
     die "$machine: no adbd answers: $(tail -n 3 "$work/machine.json")"
@@ -184,6 +184,65 @@ pushed_and_forwarded() {
     expect app.err "uid 10123"
   done
   say "  an app's user is refused at both: $(sed 's/^plaintap: //' "$work/app.err" | cut -c 1-120)"
+}
+
+# machine_does COMMAND: stop or cont, to the machine as a whole; no clock runs in it while it is stopped.
+machine_does() {
+  /usr/bin/python3 -B - "$work/monitor" "$1" <<'PYTHON'
+import json, socket, sys
+monitor = socket.socket(socket.AF_UNIX)
+monitor.settimeout(10)
+monitor.connect(sys.argv[1])
+lines = monitor.makefile("rw")
+lines.readline()
+for command in "qmp_capabilities", sys.argv[2]:
+    print(json.dumps({"execute": command}), file=lines, flush=True)
+    answer = {}
+    while not {"return", "error"} & answer.keys():
+        answer = json.loads(lines.readline())
+    if "error" in answer:
+        sys.exit(str(answer))
+PYTHON
+}
+
+# time_of SECRET FILE: the timestamp in seconds of an event that carries it.
+time_of() {
+  /usr/bin/python3 -B - "$(base64 -w 0 <<<"$1")" "$work/$2" <<'PYTHON'
+import json, sys
+line = next(line for line in open(sys.argv[2]) if sys.argv[1] in line)
+print(int(json.loads(line)["event_payload"]["timestamp"]) // 10**9)
+PYTHON
+}
+
+heartbeats() { grep -c HEARTBEAT "$work/slept.json"; }
+more_heartbeats() { (($(heartbeats) > $1)); }
+
+suspended() {
+  local pid pids now secret=secret-$RANDOM-asleep moment step
+  pids=$(inside pidof plaintapd)
+  background slept "$plaintap" watch "ws://127.0.0.1:$(forward "$shell_device" tcp:28257)/" --json --heartbeats
+  pid=$last
+  expect slept.err 'connected to'
+  converse "$secret-before"
+  expect_event "$secret-before" slept.json
+  machine_does stop
+  sleep 20
+  machine_does cont
+  # As a device does that wakes up, asks somebody for the time, and is told something wrong at first.
+  now=$(date +%s)
+  for step in 100000 -30000000 0; do
+    inside "date -s @$((now + step)) >/dev/null"
+    converse "$secret-$step"
+    expect_event "$secret-$step" slept.json
+    moment=$(($(time_of "$secret-$step" slept.json) - now - step))
+    ((moment >= 0 && moment < 2 * patience)) || die "$machine: an event's time is off by $moment s after the clock was set"
+  done
+  until_true "$patience" more_heartbeats "$(heartbeats)" || die "$machine: no heartbeat comes after the clock was set"
+  [[ $(inside pidof plaintapd) == "$pids" ]] || die "$machine: plaintapd did not live through it"
+  if grep "missed [0-9]" "$work/slept.err"; then die "$machine: something was missed"; fi
+  kill -INT "$pid"
+  ended "$pid" slept 0
+  say "  stopped for 20 s, its clock set forward, back by a year and right: it goes on, and times follow the clock"
 }
 
 cut_under_load() {
@@ -264,6 +323,7 @@ for machine in "${machines[@]}"; do
   heading "== a device with arm64 kernel $machine"
   start_machine
   pushed_and_forwarded
+  suspended
   cut_under_load
   plaintap_adb
   inside 'echo >/tmp/end'
