@@ -84,6 +84,7 @@ step "baked in: the Magisk module and the Buildroot package" bash tests/baked/te
 step "fuzzing, 5 s a target" bash ci/fuzz.sh 5
 step "end-to-end tests on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/test.sh
 step "the real adbd on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/adb.sh
+step "SELinux on arm64 kernels 5.10 and 6.12" bash tests/vm/selinux.sh
 step "baked in, on an arm64 kernel" bash tests/vm/baked.sh
 
 say "${green}all $done_steps steps passed in $SECONDS s$plain"

@@ -16,6 +16,7 @@ use crate::{
     },
     listen::{self, Place},
     memory::Sizes,
+    privileges::{self, Selinux},
     run::{self, chain},
 };
 
@@ -159,15 +160,13 @@ fn user(status: &str) -> Finding {
 
 /// SELinux, and the kernel's lockdown.
 fn security() -> Vec<Finding> {
-    let domain = read("/proc/self/attr/current").unwrap_or_default();
-    let domain = domain.trim_end_matches('\0');
-    let selinux = match read("/sys/fs/selinux/enforce").as_deref() {
-        None if Path::new("/sys/fs/selinux").exists() => {
+    let selinux = match privileges::selinux() {
+        None if Path::new("/sys/fs/selinux/enforce").exists() => {
             warning("SELinux: in use, and its mode is not to be read by this user; root reads it")
         }
         None => ok("SELinux: not in use"),
-        Some("0") => ok(format!("SELinux: permissive, domain {domain}")),
-        Some(_) => ok(format!(
+        Some(Selinux { enforcing: false, domain }) => ok(format!("SELinux: permissive, domain {domain}")),
+        Some(Selinux { enforcing: true, domain }) => ok(format!(
             "SELinux: enforcing, domain {domain}; a domain that may not use eBPF shows as a failure below"
         )),
     };

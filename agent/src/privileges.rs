@@ -1,5 +1,7 @@
 //! What a process gives up for good: the serving half everything, since it reads from the network.
 
+use std::fs;
+
 use nix::{
     errno::Errno,
     libc,
@@ -13,6 +15,22 @@ use crate::server::is_android;
 const SHELL: u32 = 2000;
 /// Linux's "nobody". Source: Debian's /etc/passwd; the kernel's own overflow id.
 const NOBODY: u32 = 65_534;
+
+/// What SELinux makes of this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selinux {
+    /// Whether it denies anything, or only says what it would.
+    pub enforcing: bool,
+    /// This process's context, as `u:r:magisk:s0`.
+    pub domain: String,
+}
+
+/// SELinux, where it is in use and may be read.
+pub fn selinux() -> Option<Selinux> {
+    let enforcing = fs::read_to_string("/sys/fs/selinux/enforce").ok()?.trim() != "0";
+    let domain = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
+    Some(Selinux { enforcing, domain: domain.trim_end_matches(['\0', '\n']).to_owned() })
+}
 
 /// A user to become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

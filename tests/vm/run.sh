@@ -7,6 +7,7 @@
 #     --timeout SECONDS       for all of it, from switching on; 120 if not given
 #     --memory MIB            1024 if not given
 #     --port HERE=THERE       has port HERE of this computer's loopback lead to the guest's port THERE; may be repeated
+#     --boot TEXT             goes on the kernel's command line
 #     --monitor SOCKET        has the emulator take commands there (QMP)
 #
 #   bash tests/vm/run.sh 5.10 --file dist/plaintapd-aarch64=/usr/bin/plaintapd -- plaintapd --version
@@ -19,7 +20,7 @@ here=$PWD
 # shellcheck source=tests/vm/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-cpu=neoverse-n1 timeout=120 memory=1024 files=() monitor=() ports=
+cpu=neoverse-n1 timeout=120 memory=1024 files=() monitor=() boot='' ports=
 kernel=${1:-}
 case $kernel in
   -h | --help) usage 0 ;;
@@ -33,6 +34,7 @@ while (($#)) && [[ $1 != -- ]]; do
     --cpu) cpu=$2 ;;
     --timeout) timeout=$2 ;;
     --memory) memory=$2 ;;
+    --boot) boot=$2 ;;
     --monitor) monitor=(-qmp "unix:$2,server=on,wait=off") ;;
     --file)
       [[ $2 == ?*=/?* ]] || die "'$2' is not FILE=/PATH/IN/GUEST" 2
@@ -102,7 +104,7 @@ mkfifo "$work/console"
 timeout --kill-after=5 "$timeout" qemu-system-aarch64 -machine virt -cpu "$cpu" -smp 2 -m "$memory" \
   -accel tcg,thread=multi -nodefaults -display none -serial stdio "${monitor[@]}" -no-reboot \
   -kernel "$vm/kernel-$kernel/vmlinuz" -initrd "$work/initramfs" \
-  -append "console=ttyAMA0 rdinit=/init quiet panic=-1 MARK=$mark" \
+  -append "console=ttyAMA0 rdinit=/init quiet panic=-1 $boot MARK=$mark" \
   -netdev "user,id=n0,restrict=on$ports" -device virtio-net-pci,netdev=n0,romfile= -device virtio-rng-pci \
   </dev/null >"$work/console" 2>&1 &
 machine=$!

@@ -40,6 +40,7 @@ use filters::Filters;
 use crate::{
     discover::{Function, Target},
     memory::Sizes,
+    privileges::{self, Selinux},
     process,
 };
 
@@ -64,10 +65,12 @@ const SETTINGS_WORDS: usize = size_of::<Settings>() / size_of::<u64>();
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// This process may not use eBPF.
-    #[error("not permitted to {what}; run as root (on Android by su), or with CAP_BPF and CAP_PERFMON")]
+    #[error("not permitted to {what}; {remedy}")]
     NotPermitted {
         /// What was tried.
         what: String,
+        /// What to do.
+        remedy: String,
         /// What the kernel said.
         source: io::Error,
     },
@@ -327,9 +330,15 @@ impl Capture {
             // The tracepoints show sockets of every kind, which only their protocol can tell apart.
             return Err(no_kprobes);
         }
-        self.attach_tracepoints("socket_sent", &["sock_send_length"])?;
-        self.attach_tracepoints("socket_received", &["sock_recv_length"])?;
-        Ok(SocketHook::Tracepoint)
+        let attached = self
+            .attach_tracepoints("socket_sent", &["sock_send_length"])
+            .and_then(|()| self.attach_tracepoints("socket_received", &["sock_recv_length"]));
+        match (attached, no_kprobes) {
+            (Ok(()), _) => Ok(SocketHook::Tracepoint),
+            // Before 6.3 there are none, which is less of a reason.
+            (Err(_), not_permitted @ Error::NotPermitted { .. }) => Err(not_permitted),
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Forgets what was seen before, so that nothing of it is taken for what comes; to be called before hooks and probes are
@@ -493,10 +502,21 @@ impl Error {
         while let Some(error) = cause {
             let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
             if let Some(errno) = number.map(Errno::from_raw).filter(|errno| refused.contains(errno)) {
-                return Self::NotPermitted { what, source: errno.into() };
+                return Self::NotPermitted { what, remedy: remedy(errno), source: errno.into() };
             }
             cause = error.source();
         }
         Self::Kernel { what, source: Box::new(error) }
+    }
+}
+
+/// What to do where the kernel said `errno`. Source: linux, security/selinux/hooks.c: what SELinux denies is EACCES.
+fn remedy(errno: Errno) -> String {
+    match privileges::selinux() {
+        Some(Selinux { enforcing: true, domain }) if errno == Errno::EACCES => format!(
+            "SELinux denies it to the domain {domain}, and dmesg says what (avc: denied); start it from a domain that may, as \
+             Magisk's su or adb root give it"
+        ),
+        _ => "run as root (on Android by su), or with CAP_BPF and CAP_PERFMON".to_owned(),
     }
 }

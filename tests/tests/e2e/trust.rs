@@ -290,6 +290,20 @@ impl Drop for Namespaces {
 }
 
 #[test]
+fn an_agent_that_starts_before_any_network_is_up_is_there_when_one_comes() -> Result<()> {
+    let namespaces = Namespaces::new()?;
+    ip(&["-n", &namespaces.device, "link", "set", "lo", "down"])?;
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &namespaces.device]).arg(agent::plaintapd()?.get_program());
+    let agent = process::Process::start(command.args(["--library", BORINGSSL]))?;
+    agent.stderr.wait_for(0, "the listener", |line| line.contains(" listening url="))?;
+    assert!(!namespaces.comes_in(&namespaces.device, "127.0.0.1", "")?);
+    ip(&["-n", &namespaces.device, "link", "set", "lo", "up"])?;
+    assert!(namespaces.comes_in(&namespaces.device, "127.0.0.1", "")?);
+    Ok(())
+}
+
+#[test]
 fn an_interface_is_served_as_its_cable_comes_and_goes_to_those_with_the_token() -> Result<()> {
     let namespaces = Namespaces::new()?;
     let file = token_file()?;
