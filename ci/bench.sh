@@ -5,6 +5,8 @@
 #   bash ci/bench.sh stream     what 1, 8 and 64 clients get at most, how late, and what that costs the agent
 #   bash ci/bench.sh client     how fast plaintap takes 1 GB of stream, and in how much memory
 #   bash ci/bench.sh idle       memory, wakeups and CPU time of plaintapd when nothing happens
+#   bash ci/bench.sh device     start-up to the first event, memory at rest and at work: here, and on an emulated arm64 kernel 6.12
+#   bash ci/bench.sh soak       MINUTES (30) of mixed load, clients and libraries that come and go: fails if anything grows
 #
 # ROUNDS (7) is how often each case has its turn; MILLISECONDS (5000) how long a stream's latency is measured, and a sixth of its rest;
 # BYTES (1000000000) is how much client is sent. PLAINTAP_BIN_DIR names the folder of a built plaintapd and plaintap.
@@ -16,7 +18,7 @@ usage() {
   sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2
 }
-[[ $# == 1 && ($1 == capture || $1 == stream || $1 == client || $1 == idle) ]] || usage
+[[ $# == 1 && $1 =~ ^(capture|stream|client|idle|device|soak)$ ]] || usage
 ((EUID == 0)) || die "plaintapd loads eBPF programs: run this as root" 3
 
 libraries=/usr/lib/x86_64-linux-gnu
@@ -68,6 +70,30 @@ stream() {
   boringssl=$(library android/libssl.so.0)
   about
   bench stream "$boringssl" "${MILLISECONDS:-5000}"
+}
+
+soak() {
+  prepare
+  about
+  bench soak "${MINUTES:-30}" "$(library android/libssl.so.0)" "$(library libssl.so.3)"
+}
+
+device() {
+  local log=$work/guest.log boringssl=/usr/lib/aarch64-linux-gnu/android/libssl.so.0
+  prepare
+  bash ci/build-device.sh >"$log" 2>&1 && bash tests/vm/build.sh bench >>"$log" 2>&1 || die "$(tail -n 3 "$log")"
+  aarch64-linux-gnu-gcc -O2 -o "$work/tls-load-aarch64" bench/load.c -ldl -lpthread
+  about
+  bench device "$(library android/libssl.so.0)" "$rounds"
+  bash tests/vm/run.sh 6.12 --timeout 590 --file dist/plaintapd-aarch64=/usr/bin/plaintapd \
+    --file "$target/vm/tests/plaintap-bench=/usr/bin/plaintap-bench" --file "$work/tls-load-aarch64=/usr/bin/tls-load" \
+    --file "$work/cert.pem=/etc/bench/cert.pem" --file "$work/key.pem=/etc/bench/key.pem" \
+    -- plaintap-bench device /usr/bin/plaintapd /usr/bin/tls-load /etc/bench "$boringssl" "$rounds" >"$log" 2>&1 ||
+    die "in the guest: $(tail -n 3 "$log")"
+  # Its rows go below the table's head.
+  grep '^| aarch64' "$log"
+  say
+  ls -l "$work/plaintapd" dist/plaintapd-aarch64 | awk '{ print "- " $NF ": " $5 " bytes" }'
 }
 
 capture() {

@@ -35,9 +35,14 @@ impl Agent {
 
     /// Starts `plaintapd` for the process `pid`, with more flags, and waits until it listens.
     pub fn without_client(plaintapd: &Path, pid: u32, library: &str, flags: &[&str]) -> Result<Self> {
+        let pid = pid.to_string();
+        Self::with(plaintapd, &[&["--library", library, "--pid", &pid], flags].concat())
+    }
+
+    /// Starts `plaintapd` with these flags, and waits until it listens.
+    pub fn with(plaintapd: &Path, flags: &[&str]) -> Result<Self> {
         let child = Command::new(plaintapd)
             .args(["--ecaptureq", "ws://127.0.0.1:0/", "--log-level", "info"])
-            .args(["--library", library, "--pid", &pid.to_string()])
             .args(flags)
             .stderr(Stdio::piped())
             .spawn()
@@ -67,6 +72,11 @@ impl Agent {
         let pid = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
         children.trim().parse().context("plaintapd has not exactly one child")
+    }
+
+    /// Both processes.
+    pub fn pids(&self) -> Result<[u32; 2]> {
+        Ok([self.child.id(), self.serving()?])
     }
 
     /// The run's totals so far: a new client is greeted with them.

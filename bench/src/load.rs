@@ -6,6 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::Paths;
 
@@ -46,6 +50,11 @@ impl Load {
         Ok(load)
     }
 
+    /// Ends it from elsewhere.
+    pub fn killer(&self) -> Killer {
+        Killer(Pid::from_raw(self.child.id() as i32))
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -77,6 +86,18 @@ impl Load {
         let mut line = String::new();
         self.output.read_line(&mut line).context("listening to the load")?;
         Ok(line.trim_end().to_owned())
+    }
+}
+
+/// Ends a load that is still there, as its thread has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Killer(Pid);
+
+impl Killer {
+    /// Ends it.
+    pub fn kill(self) {
+        // It may have ended.
+        let _ = kill(self.0, Signal::SIGKILL);
     }
 }
 

@@ -1,15 +1,18 @@
 //! Measures what plaintapd costs the programs that it watches: see docs/performance.md, and ci/bench.sh, which runs this.
 //!
 //! The parts: `load` is the program under measurement, `probes` puts eBPF programs on it without an agent, `agent` runs
-//! plaintapd with its clients; `cost`, `loss` and `stream` are the measurements, and print Markdown.
+//! plaintapd with its clients; `cost`, `loss`, `stream`, `device` and `soak` are the measurements, and print Markdown; `process` reads what they are of.
 //! `recording` makes what clients are measured with.
 
 mod agent;
 mod cost;
+mod device;
 mod load;
 mod loss;
 mod probes;
+mod process;
 mod recording;
+mod soak;
 mod stream;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -42,6 +45,8 @@ const USAGE: &str =
        plaintap-bench steps AGENT LOAD CERTIFICATES ROUNDS LIBRARY OBJECT
        plaintap-bench loss  AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS
        plaintap-bench recording FILE BYTES
+       plaintap-bench device AGENT LOAD CERTIFICATES LIBRARY ROUNDS
+       plaintap-bench soak AGENT LOAD CERTIFICATES MINUTES LIBRARY...
        plaintap-bench stream AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS";
 
 fn run(arguments: Vec<String>) -> Result<()> {
@@ -62,6 +67,10 @@ fn run(arguments: Vec<String>) -> Result<()> {
             cost::steps(&paths, rounds.parse().context(USAGE)?, library, object)
         }
         ("loss", [library, milliseconds]) => loss::run(&paths, library, milliseconds.parse().context(USAGE)?),
+        ("device", [library, rounds]) => device::run(&paths, library, rounds.parse().context(USAGE)?),
+        ("soak", [minutes, libraries @ ..]) if !libraries.is_empty() => {
+            soak::run(&paths, libraries, minutes.parse().context(USAGE)?)
+        }
         ("stream", [library, milliseconds]) => {
             stream::run(&paths, library, milliseconds.parse().context(USAGE)?)
         }

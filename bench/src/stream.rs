@@ -4,7 +4,6 @@
 //! them. One client of each crowd looks at what comes; the others count bytes, as all get the same.
 
 use std::{
-    fs,
     io::{BufReader, ErrorKind, Read},
     net::{Shutdown, TcpStream},
     sync::{
@@ -15,7 +14,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use plaintap_proto::{Event, LogEntry, log_entry::Payload};
 use prost::Message;
 
@@ -24,6 +23,7 @@ use crate::{
     agent::{self, Agent},
     cost::bytes,
     load::Load,
+    process::{cpu_ns, status, switches},
 };
 
 const CROWDS: [usize; 3] = [1, 8, 64];
@@ -39,14 +39,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TARGET: &str = "/?logs=0";
 
 /// A client that counts what it gets; ended when dropped.
-struct Counter {
+pub struct Counter {
     stream: TcpStream,
     bytes: Arc<AtomicU64>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Counter {
-    fn connect(agent: &Agent) -> Result<Self> {
+    /// Connects it.
+    pub fn connect(agent: &Agent) -> Result<Self> {
         let stream = agent.connect(TARGET)?;
         let bytes = Arc::new(AtomicU64::new(0));
         let (mut reading, counted) = (stream.try_clone()?, Arc::clone(&bytes));
@@ -70,17 +71,18 @@ impl Drop for Counter {
 }
 
 /// A client that looks at the events that it gets.
-struct Looker(BufReader<TcpStream>);
+pub struct Looker(BufReader<TcpStream>);
 
 impl Looker {
-    fn connect(agent: &Agent) -> Result<Self> {
+    /// Connects it.
+    pub fn connect(agent: &Agent) -> Result<Self> {
         let stream = agent.connect(TARGET)?;
         stream.set_read_timeout(Some(Duration::from_secs(3)))?;
         Ok(Self(BufReader::with_capacity(256 << 10, stream)))
     }
 
     /// The next event and the length of its message; none if nothing came for long.
-    fn event(&mut self) -> Result<Option<(Event, usize)>> {
+    pub fn event(&mut self) -> Result<Option<(Event, usize)>> {
         loop {
             let message = match agent::message(&mut self.0) {
                 Ok(message) => message,
@@ -201,34 +203,4 @@ fn latency(paths: &Paths, library: &str, clients: usize, milliseconds: u64) -> R
     );
     drop(counters);
     Ok(())
-}
-
-/// What a process has used of processors so far. Source: linux, Documentation/scheduler/sched-stats.rst.
-fn cpu_ns(pid: u32) -> Result<u64> {
-    let mut all = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(task?.path().join("schedstat"))?;
-        all += text.split(' ').next().unwrap_or_default().parse::<u64>().context("schedstat")?;
-    }
-    Ok(all)
-}
-
-/// How often a process gave up its processor to wait.
-fn switches(pid: u32) -> Result<u64> {
-    let mut all = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(task?.path().join("status"))?;
-        all += field(&text, "voluntary_ctxt_switches")?;
-    }
-    Ok(all)
-}
-
-fn status(pid: u32, name: &str) -> Result<u64> {
-    field(&fs::read_to_string(format!("/proc/{pid}/status"))?, name)
-}
-
-fn field(text: &str, name: &str) -> Result<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let value = value.and_then(|value| value.split_whitespace().next());
-    value.and_then(|value| value.parse().ok()).with_context(|| format!("no {name}"))
 }

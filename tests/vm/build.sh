@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the end-to-end tests of tests/ for the guests: the same sources, as a static aarch64 program.
 #
-#   bash tests/vm/build.sh     makes target/vm/tests/: e2e, and the list of programs that it starts
+#   bash tests/vm/build.sh          makes target/vm/tests/: e2e, and the list of programs that it starts
+#   bash tests/vm/build.sh bench    makes target/vm/tests/plaintap-bench, for ci/bench.sh device
 #
 # As ci/build-device.sh, which brings the compiler and the linker, but with a panic that unwinds: the test harness goes
 # on after a test that fails. Optimised a little, since an emulated CPU is slow, and without debug information.
@@ -10,7 +11,7 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || usage 0
-(($# == 0)) || usage 2 >&2
+[[ $# == 0 || ($# == 1 && $1 == bench) ]] || usage 2 >&2
 
 triple=aarch64-unknown-linux-musl
 linker=$target/device/cc-$triple build=$vm/build said=$vm/build.json
@@ -18,16 +19,25 @@ linker=$target/device/cc-$triple build=$vm/build said=$vm/build.json
 command -v aarch64-linux-gnu-gcc >/dev/null || bash tests/vm/fetch.sh
 
 mkdir -p "$build" "$vm/tests"
-# The tests' build.rs compiles the TLS drivers with $CC: for glibc, as Debian's libraries that they load.
-env -u RUSTFLAGS -u CARGO_BUILD_TARGET \
-  CC=aarch64-linux-gnu-gcc \
-  CARGO_TARGET_DIR="$build" RUSTC=$device_rustc RUSTC_BOOTSTRAP=1 \
-  ZIG_GLOBAL_CACHE_DIR="$target/device/zig-cache" ZIG_LOCAL_CACHE_DIR="$target/device/zig-cache" \
-  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER="$linker" \
-  CARGO_ENCODED_RUSTFLAGS=$'-Ctarget-feature=+crt-static\x1f-Clink-self-contained=no' \
-  CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=symbols CARGO_INCREMENTAL=0 \
-  $device_cargo test --no-run --locked -Zbuild-std=std,panic_unwind --target "$triple" -p plaintap-tests --test e2e \
-  --message-format=json-render-diagnostics >"$said"
+# for_guest COMMAND ARGUMENT...: cargo for the guests. The tests' build.rs compiles the TLS drivers with $CC: for glibc, as
+# Debian's libraries that they load.
+for_guest() {
+  env -u RUSTFLAGS -u CARGO_BUILD_TARGET \
+    CC=aarch64-linux-gnu-gcc \
+    CARGO_TARGET_DIR="$build" RUSTC=$device_rustc RUSTC_BOOTSTRAP=1 \
+    ZIG_GLOBAL_CACHE_DIR="$target/device/zig-cache" ZIG_LOCAL_CACHE_DIR="$target/device/zig-cache" \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER="$linker" \
+    CARGO_ENCODED_RUSTFLAGS=$'-Ctarget-feature=+crt-static\x1f-Clink-self-contained=no' \
+    CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=symbols CARGO_INCREMENTAL=0 \
+    $device_cargo "$@" --locked -Zbuild-std=std,panic_unwind --target "$triple"
+}
+
+if [[ ${1:-} == bench ]]; then
+  for_guest build -p plaintap-bench
+  cp "$build/$triple/debug/plaintap-bench" "$vm/tests/plaintap-bench"
+  exit
+fi
+for_guest test --no-run -p plaintap-tests --test e2e --message-format=json-render-diagnostics >"$said"
 
 # What cargo's messages say: the test program, then the programs that build.rs compiled. Their paths are compiled in, so
 # a guest must have them at the same places.

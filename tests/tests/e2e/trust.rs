@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -234,8 +235,10 @@ fn ip(arguments: &[&str]) -> Result<()> {
 
 impl Namespaces {
     fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let [device, computer] =
-            ["device", "computer"].map(|name| format!("pt-{name}-{}", std::process::id()));
+            ["device", "computer"].map(|name| format!("pt-{name}-{}-{number}", std::process::id()));
         let this = Self { device, computer };
         for name in [&this.device, &this.computer] {
             ip(&["netns", "add", name])?;

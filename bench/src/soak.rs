@@ -1,0 +1,110 @@
+//! Whether an agent that runs for long stays as it was: mixed load, clients and copies of a library that come and go.
+//!
+//! A cycle is most of a minute of load, then some seconds without any, after which the agent must have what it had before.
+
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Paths, agent::Agent, load::Load, process::Held, stream::Counter};
+
+/// How long a cycle's load lasts, and how long it rests then. Deleted files are let go after 5 to 10 s.
+const LOADED: Duration = Duration::from_secs(44);
+const REST: Duration = Duration::from_secs(16);
+/// Sizes of writes, how many a second, and for how many milliseconds.
+const LOADS: [(u32, u64, u64); 5] =
+    [(64, 5000, 900), (1 << 10, 1000, 1500), (4 << 10, 0, 60), (16 << 10, 200, 1200), (256 << 10, 20, 700)];
+/// Of the first cycles, which may grow what is kept for good: allocators, tables, the journal.
+const WARM_UP: usize = 3;
+/// How much more of its own memory it may have later, in KiB: what an allocator leaves lying about.
+const SLACK: u64 = 256;
+
+/// Runs for `minutes`, and prints a row for each; an error if anything grows.
+pub fn run(paths: &Paths, libraries: &[String], minutes: usize) -> Result<()> {
+    ensure!(minutes > WARM_UP, "a soak takes more than {WARM_UP} minutes");
+    let agent = Agent::with(&paths.agent, &["--comm", "tls-load", "--memory-limit", "8M"])?;
+    let pids = agent.pids()?;
+    println!(
+        "| minute | own KiB | with its file and ring | in the kernel | maps | descriptors | threads | events | lost | missed |"
+    );
+    println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    let mut rows = Vec::new();
+    for minute in 1..=minutes {
+        cycle(paths, &agent, libraries)?;
+        thread::sleep(REST);
+        let held = Held::by(pids)?;
+        let totals = agent.totals()?;
+        println!(
+            "| {minute} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            held.anon,
+            held.pss,
+            held.kernel,
+            held.maps,
+            held.descriptors,
+            held.threads,
+            totals.captured_events,
+            totals.lost_events,
+            totals.missed_messages,
+        );
+        rows.push(held);
+    }
+    let (before, after) = rows.split_at(WARM_UP);
+    let most = |rows: &[Held], what: fn(&Held) -> u64| rows.iter().map(what).max().unwrap_or(0);
+    for (name, what, slack) in [
+        ("memory of its own", (|held| held.anon) as fn(&Held) -> u64, SLACK),
+        ("memory in the kernel", |held| held.kernel, 0),
+        ("maps", |held| held.maps, 0),
+        ("descriptors", |held| held.descriptors, 0),
+        ("threads", |held| held.threads, 0),
+    ] {
+        let (first, later) = (most(before, what), most(after, what));
+        ensure!(later <= first + slack, "{name} grew: {first} in the first {WARM_UP} minutes, {later} later");
+    }
+    println!("\nNothing grew after minute {WARM_UP}.");
+    Ok(())
+}
+
+/// One cycle's load.
+fn cycle(paths: &Paths, agent: &Agent, libraries: &[String]) -> Result<()> {
+    let end = Instant::now() + LOADED;
+    // For all of the cycle: one client that reads, and one that never does.
+    let _reads = Counter::connect(agent)?;
+    let _stuck = agent.connect("/")?;
+    let mut turn = 0;
+    while Instant::now() < end {
+        let library = &libraries[turn % libraries.len()];
+        let (size, rate, milliseconds) = LOADS[turn % LOADS.len()];
+        let crowd = (0..1 + turn % 7).map(|_| Counter::connect(agent)).collect::<Result<Vec<_>>>()?;
+        // Now and then a copy of the library, which is gone when its process is.
+        let folder = paths.certificate.join(format!("copy-{turn}"));
+        let copied = turn.is_multiple_of(4);
+        let library = if copied { copy(library, &folder)? } else { library.clone() };
+        let mut load = Load::start(paths, &library, "memory")?;
+        if copied {
+            fs::remove_dir_all(&folder)?;
+            // Until it is found.
+            thread::sleep(Duration::from_secs(2));
+        }
+        load.rate(size, rate, milliseconds)?;
+        drop(crowd);
+        turn += 1;
+    }
+    Ok(())
+}
+
+/// Copies a library, and the others beside it that it needs, into a new folder.
+fn copy(library: &str, folder: &Path) -> Result<String> {
+    fs::create_dir_all(folder)?;
+    let source = Path::new(library);
+    for file in fs::read_dir(source.parent().context("a library without a folder")?)? {
+        let file = file?;
+        fs::copy(file.path(), folder.join(file.file_name()))?;
+    }
+    let copy = folder.join(source.file_name().context("a library without a name")?);
+    Ok(copy.to_string_lossy().into_owned())
+}
