@@ -5,6 +5,8 @@
 //! serving half (`serve`) drains the ring that the probes fill and talks to clients. They speak over `link`. `list` and
 //! `doctor` only look, and print what they see.
 
+#[cfg(target_env = "musl")]
+mod allocator;
 pub mod args;
 pub mod attach;
 pub mod capture;

@@ -95,6 +95,8 @@ impl Sizes {
 /// Gives freed memory back to the system: what is read of the kernel's types and of many libraries takes some 10 MiB for a
 /// moment, and glibc would keep the room for good. musl and Android's C library give it back by themselves.
 pub fn give_back() {
+    #[cfg(target_env = "musl")]
+    crate::allocator::trim();
     #[cfg(target_env = "gnu")]
     // SAFETY: any thread may call it at any time.
     #[expect(unsafe_code, reason = "malloc_trim")]

@@ -174,6 +174,7 @@ fn run() -> Result<u8, Error> {
     let has_tls = args.ecaptureq.iter().any(|place| matches!(place, Place::Tls(_)));
     let tls = has_tls.then(|| Tls::load(args.tls_files())).transpose()?;
     let listeners = listeners(&args)?;
+    privileges::use_small_pages();
     privileges::hide().map_err(Error::system("keep others out of the memory"))?;
     // Both halves: the attaching one waits for these signals, and tells the serving one.
     let mut signals = SigSet::empty();

@@ -10,6 +10,12 @@ use bytes::Bytes;
 /// What a message costs besides its own bytes: its entry, and what `Bytes` and the allocator keep with it.
 const OVERHEAD: usize = size_of::<Entry>() + 64;
 
+/// What a message of `length` bytes takes: an eighth of it is lost between pieces of many sizes. Measured on arm64 with a journal
+/// full of messages of 16 KiB and of 300 bytes.
+const fn cost(length: usize) -> usize {
+    length + length / 8 + OVERHEAD
+}
+
 /// What clients may choose events by. All events of a connection share one: to leave out some of them would tear it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
@@ -39,7 +45,7 @@ impl Entry {
             // `Rc` keeps two counts.
             size_of::<Subject>() + 2 * size_of::<usize>() + subject.comm.len() + subject.host.len()
         });
-        self.message.len() + OVERHEAD + subject
+        cost(self.message.len()) + subject
     }
 }
 
@@ -195,7 +201,7 @@ mod tests {
     use super::*;
 
     fn journal_of(messages: usize) -> Journal {
-        Journal::new(messages * (10 + OVERHEAD))
+        Journal::new(messages * cost(10))
     }
 
     fn message(byte: u8) -> Bytes {

@@ -30,6 +30,8 @@ pub struct Stream {
     run_id: String,
     started: Instant,
     journal: Journal,
+    /// Where an event is encoded before it is kept.
+    scratch: Vec<u8>,
     logbuff: Logbuff,
     limiter: Limiter,
     captured_events: u64,
@@ -56,6 +58,7 @@ impl Stream {
             run_id,
             started: Instant::now(),
             journal: Journal::new(journal_size),
+            scratch: Vec::new(),
             logbuff: Logbuff::default(),
             limiter: Limiter::new(LINES, LINES_PER_SECOND, Instant::now()),
             captured_events: 0,
@@ -77,7 +80,12 @@ impl Stream {
             seq: self.journal.next_seq(),
             payload: Some(Payload::EventPayload(event)),
         };
-        self.journal.append(entry.encode_to_vec().into(), Some(subject));
+        self.scratch.clear();
+        // A vector takes as much as it is given.
+        let _ = entry.encode(&mut self.scratch);
+        // Before the message has its place, so that this one is in nobody's way: memory stays in one piece.
+        drop(entry);
+        self.journal.append(Bytes::copy_from_slice(&self.scratch), Some(subject));
     }
 
     /// Adds a line of the program's log for all clients, those that come later included; unless there are too many, which
@@ -100,6 +108,7 @@ impl Stream {
     /// Forgets what the journal holds; the kept log lines stay.
     pub fn forget(&mut self) {
         self.journal.clear();
+        self.scratch.fill(0);
     }
 
     /// Where the journal ends: a client that starts here gets what comes from now on.
