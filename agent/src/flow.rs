@@ -23,8 +23,6 @@ use crate::{
     stream::Subject,
 };
 
-/// Connections remembered for certain: as many as the kernel side's own map holds.
-const CONNECTIONS: usize = 8192;
 /// Questions about addresses on their way; more are asked at later events.
 const MAX_QUESTIONS: usize = 256;
 
@@ -113,10 +111,12 @@ impl Clock {
 }
 
 impl Flow {
-    /// Knows no connection yet; `searches`: no hook tells addresses, so that they are to be looked up.
-    pub fn new(searches: bool) -> Self {
+    /// Knows no connection yet, and remembers at most `connections`, as the kernel side's own map does; `searches`: no hook
+    /// tells addresses, so that they are to be looked up.
+    pub fn new(searches: bool, connections: u32) -> Self {
         Self {
-            connections: Recent::new(CONNECTIONS),
+            // It keeps up to two generations.
+            connections: Recent::new(connections as usize / 2),
             processes: Processes::default(),
             lacks_address: false,
             searches,
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn src_is_the_side_that_opened_the_connection() {
-        let mut flow = Flow::new(false);
+        let mut flow = Flow::new(false, 8192);
         let client = event(&mut flow, Header { endpoints: ipv4(opener::LOCAL), ..header(0) });
         assert_eq!((client.src_ip.as_str(), client.src_port, client.dst_port), ("10.0.0.1", 5000, 443));
         let server = event(&mut flow, Header { endpoints: ipv4(opener::REMOTE), ..header(3) });
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_uuid_has_the_protocols_two_forms() {
-        let mut flow = Flow::new(false);
+        let mut flow = Flow::new(false, 8192);
         let known = event(&mut flow, Header { endpoints: ipv4(opener::LOCAL), ..header(0) });
         assert_eq!(known.uuid, "7_8_curl_0_1_10.0.0.1:5000-10.0.0.2:443");
         let unknown = event(&mut flow, Header { kind: kind::READ, ..header(0) });
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn ipv6_stands_in_brackets_and_mapped_ipv4_as_itself() {
-        let mut flow = Flow::new(false);
+        let mut flow = Flow::new(false, 8192);
         let mut ends =
             Endpoints { family: family::INET6, local_port: 1, remote_port: 2, ..Endpoints::default() };
         ends.local_address = bytemuck::cast(Ipv6Addr::LOCALHOST.octets());
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn times_are_unix_nanoseconds() {
-        assert_eq!(event(&mut Flow::new(false), header(0)).timestamp, 1_005);
+        assert_eq!(event(&mut Flow::new(false, 8192), header(0)).timestamp, 1_005);
     }
 
     #[test]
@@ -356,11 +356,11 @@ mod tests {
 
     #[test]
     fn a_hole_in_the_offsets_is_told_once() {
-        let mut flow = Flow::new(false);
+        let mut flow = Flow::new(false, 8192);
         let lost: Vec<u64> =
             [0, 3, 10, 13, 6].iter().map(|offset| event(&mut flow, header(*offset)).lost_before).collect();
         assert_eq!(lost, [0, 0, 4, 0, 0]);
-        assert_eq!(event(&mut Flow::new(false), header(100)).lost_before, 100);
+        assert_eq!(event(&mut Flow::new(false, 8192), header(100)).lost_before, 100);
         assert_eq!(
             (flow.next_offset(9, true), flow.next_offset(9, false), flow.next_offset(1, true)),
             (16, 0, 0)
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn what_the_snap_length_keeps_out_is_no_loss() {
-        let mut flow = Flow::new(false);
+        let mut flow = Flow::new(false, 8192);
         let cut = event(&mut flow, Header { call_end: 1000, ..header(0) });
         assert!(cut.truncated);
         let next = event(&mut flow, Header { snapped: 997, ..header(1000) });
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_connection_keeps_the_host_name_that_was_asked_for() {
-        let mut flow = Flow::new(false);
+        let mut flow = Flow::new(false, 8192);
         let name =
             Record { header: Header { kind: kind::SERVER_NAME, ..header(0) }, payload: b"example.org" };
         assert_eq!(flow.take(&name, CLOCK), Outcome::Nothing);
@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_is_chosen_by_stays_as_its_first_event_had_it() {
-        let mut flow = Flow::new(false);
+        let mut flow = Flow::new(false, 8192);
         let mut subject = |header| match flow.take(&Record { header, payload: b"abc" }, CLOCK) {
             Outcome::Event(_, subject) => subject,
             outcome => panic!("{outcome:?}"),
@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn looked_up_addresses_are_those_of_later_events() {
-        let mut flow = Flow::new(true);
+        let mut flow = Flow::new(true, 8192);
         assert_eq!(event(&mut flow, header(0)).src_port, 0);
         let program = Program { pid: 7, life: 0 };
         assert_eq!((flow.questions(), flow.questions()), (vec![(program, 9)], vec![]));
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn nothing_is_looked_up_where_a_hook_tells() {
-        let mut flow = Flow::new(false);
+        let mut flow = Flow::new(false, 8192);
         event(&mut flow, header(0));
         assert_eq!(flow.questions(), []);
     }
@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn rejected_early_data_is_said() {
         let header = Header { kind: kind::EARLY_DATA_REJECTED, ..header(500) };
-        let outcome = Flow::new(false).take(&Record { header, payload: &[] }, CLOCK);
+        let outcome = Flow::new(false, 8192).take(&Record { header, payload: &[] }, CLOCK);
         assert_eq!(outcome, Outcome::EarlyDataRejected { connection_id: 9, bytes: 500 });
     }
 }

@@ -81,7 +81,7 @@ pub fn run(
         for listener in listeners {
             server.listen(&executor, listener).map_err(Error::system("listen"))?;
         }
-        let flow = RefCell::new(Flow::new(!hooked));
+        let flow = RefCell::new(Flow::new(!hooked, sizes.table_entries));
         let forget = Forget::default();
         let mut drain = Drain {
             ring,
