@@ -43,6 +43,8 @@ struct Connection {
 #[derive(Debug)]
 pub struct Flow {
     connections: Recent<u64, Connection>,
+    /// How many connections that are at most.
+    remembered: u32,
     /// Who the connections' processes are.
     pub processes: Processes,
     /// Whether there was a connection without an address.
@@ -117,6 +119,7 @@ impl Flow {
         Self {
             // It keeps up to two generations.
             connections: Recent::new(connections as usize / 2),
+            remembered: connections,
             processes: Processes::default(),
             lacks_address: false,
             searches,
@@ -131,7 +134,7 @@ impl Flow {
 
     /// Forgets every connection and process.
     pub fn forget(&mut self) {
-        *self = Self::new(self.searches);
+        *self = Self::new(self.searches, self.remembered);
     }
 
     /// Takes in what was found out of a connection's addresses.
