@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 pub struct Held {
     /// Memory of their own.
     pub anon: u64,
+    /// That of each.
+    pub halves: [u64; 2],
     /// Their share of all memory that they have mapped: their file, the ring.
     pub pss: u64,
     /// Maps and programs, in the kernel.
@@ -24,10 +26,9 @@ pub struct Held {
 impl Held {
     /// What the processes `pids` have.
     pub fn by(pids: [u32; 2]) -> Result<Self> {
-        let mut held = Self::default();
-        let mut objects = BTreeMap::new();
-        for pid in pids {
-            held.anon += status(pid, "RssAnon")?;
+        let (mut held, mut objects) = (Self::default(), BTreeMap::new());
+        for (half, pid) in pids.into_iter().enumerate() {
+            held.halves[half] = status(pid, "RssAnon")?;
             held.threads += status(pid, "Threads")?;
             held.pss += field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Pss")?;
             for file in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
@@ -41,6 +42,7 @@ impl Held {
                 }
             }
         }
+        held.anon = held.halves.iter().sum();
         held.maps = objects.keys().filter(|(kind, _)| *kind == "map_id").count() as u64;
         held.kernel = objects.values().sum::<u64>() >> 10;
         Ok(held)

@@ -1,20 +1,17 @@
 //! The journal: the newest encoded messages, bounded in bytes, numbered from 1 without holes.
 //!
 //! Clients have no queues. Each holds a cursor, and one that falls behind learns how much it missed; it can neither slow
-//! another nor grow memory. A message that is being sent outlives its place in the journal, as `Bytes` are counted.
+//! another nor grow memory. Messages stand one behind the other in large blocks, so that what comes and goes leaves no holes
+//! in the heap, and a block's memory goes back as a whole; who reads a message gets a copy.
 
 use std::{collections::VecDeque, mem, rc::Rc};
 
 use bytes::Bytes;
 
-/// What a message costs besides its own bytes: its entry, and what `Bytes` and the allocator keep with it.
-const OVERHEAD: usize = size_of::<Entry>() + 64;
-
-/// What a message of `length` bytes takes: an eighth of it is lost between pieces of many sizes. Measured on arm64 with a journal
-/// full of messages of 16 KiB and of 300 bytes.
-const fn cost(length: usize) -> usize {
-    length + length / 8 + OVERHEAD
-}
+/// The usual size of a block; a journal has eight at least.
+const BLOCK: usize = 128 << 10;
+/// What a message costs besides its own bytes: its entry, twice, as a queue that grows has room for more.
+const OVERHEAD: usize = 2 * size_of::<Entry>();
 
 /// What clients may choose events by. All events of a connection share one: to leave out some of them would tear it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,9 +26,23 @@ pub struct Subject {
     pub host: Box<str>,
 }
 
+/// Messages, one behind the other.
+#[derive(Debug)]
+struct Block {
+    /// The position of its first message.
+    start: u64,
+    data: Vec<u8>,
+}
+
+impl Block {
+    /// The position behind its last message.
+    fn end(&self) -> u64 {
+        self.start + self.data.len() as u64
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
-    message: Bytes,
     /// Encoded bytes of all messages before this one, evicted ones included.
     position: u64,
     /// What the event is about; none: it is a log line.
@@ -39,13 +50,13 @@ struct Entry {
 }
 
 impl Entry {
-    /// Bytes that it takes. A subject counts in full, though others may share it.
+    /// Bytes that it takes beside its message. A subject counts in full, though others may share it.
     fn cost(&self) -> usize {
         let subject = self.subject.as_ref().map_or(0, |subject| {
             // `Rc` keeps two counts.
             size_of::<Subject>() + 2 * size_of::<usize>() + subject.comm.len() + subject.host.len()
         });
-        cost(self.message.len()) + subject
+        OVERHEAD + subject
     }
 }
 
@@ -53,6 +64,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct Journal {
     entries: VecDeque<Entry>,
+    blocks: VecDeque<Block>,
     limit: usize,
     used: usize,
     end: Cursor,
@@ -91,7 +103,8 @@ pub enum Item {
 impl Journal {
     /// An empty journal that takes at most `limit` bytes, bookkeeping included.
     pub fn new(limit: usize) -> Self {
-        Self { entries: VecDeque::new(), limit, used: 0, end: Cursor { seq: 1, position: 0 } }
+        let (entries, blocks) = (VecDeque::new(), VecDeque::new());
+        Self { entries, blocks, limit, used: 0, end: Cursor { seq: 1, position: 0 } }
     }
 
     /// The number that the next message will have.
@@ -105,16 +118,44 @@ impl Journal {
     }
 
     /// Adds a message, an event about `subject` or a log line, and evicts the oldest ones where it needs their room.
-    pub fn append(&mut self, message: Bytes, subject: Option<Rc<Subject>>) {
+    pub fn append(&mut self, message: &[u8], subject: Option<Rc<Subject>>) {
         let position = self.end.position;
         self.end = Cursor { seq: self.end.seq + 1, position: position + message.len() as u64 };
-        let entry = Entry { message, position, subject };
+        let has_room = |block: &&mut Block| block.data.capacity() - block.data.len() >= message.len();
+        match self.blocks.back_mut().filter(has_room) {
+            Some(block) => block.data.extend_from_slice(message),
+            None => {
+                let mut data = Vec::with_capacity((self.limit / 8).min(BLOCK).max(message.len()));
+                data.extend_from_slice(message);
+                self.used += data.capacity();
+                self.blocks.push_back(Block { start: position, data });
+            }
+        }
+        let entry = Entry { position, subject };
         self.used += entry.cost();
         self.entries.push_back(entry);
         while self.used > self.limit {
             let Some(oldest) = self.entries.pop_front() else { break };
             self.used -= oldest.cost();
+            let left = self.entries.front().map(|entry| entry.position);
+            while let Some(block) = self.blocks.front()
+                && left.is_none_or(|left| block.end() <= left)
+            {
+                self.used -= block.data.capacity();
+                self.blocks.pop_front();
+            }
         }
+    }
+
+    /// The bytes from one position to another, of one message.
+    fn bytes(&self, start: u64, end: u64) -> Bytes {
+        let block = self.blocks.partition_point(|block| block.start <= start).checked_sub(1);
+        let bytes = block.and_then(|block| self.blocks.get(block)).and_then(|block| {
+            let offset = |position: u64| usize::try_from(position - block.start).ok();
+            block.data.get(offset(start)?..offset(end)?)
+        });
+        // It is there, as its entry is.
+        Bytes::copy_from_slice(bytes.unwrap_or_default())
     }
 
     /// Before the oldest message left.
@@ -169,10 +210,12 @@ impl Journal {
             *cursor = oldest;
             return Some(Item::Missed { messages, bytes });
         }
-        let entry = self.entries.get(usize::try_from(cursor.seq - oldest.seq).ok()?)?;
-        *cursor = Cursor { seq: cursor.seq + 1, position: entry.position + entry.message.len() as u64 };
+        let place = usize::try_from(cursor.seq - oldest.seq).ok()?;
+        let entry = self.entries.get(place)?;
+        let end = self.cursor(place + 1);
+        *cursor = end;
         let wanted = wanted(entry.subject.as_deref());
-        Some(if wanted { Item::Message(entry.message.clone()) } else { Item::LeftOut })
+        Some(if wanted { Item::Message(self.bytes(entry.position, end.position)) } else { Item::LeftOut })
     }
 }
 
@@ -186,12 +229,10 @@ impl Journal {
     /// Forgets all messages, which readers then have missed, and leaves nothing of them in memory that others may get.
     pub fn clear(&mut self) {
         self.used = 0;
-        for entry in mem::take(&mut self.entries) {
-            // What is still being sent is not ours alone.
-            if let Ok(mut message) = entry.message.try_into_mut() {
-                message.fill(0);
-                std::hint::black_box(&message);
-            }
+        self.entries = VecDeque::new();
+        for mut block in mem::take(&mut self.blocks) {
+            block.data.fill(0);
+            std::hint::black_box(&block.data);
         }
     }
 }
@@ -201,7 +242,7 @@ mod tests {
     use super::*;
 
     fn journal_of(messages: usize) -> Journal {
-        Journal::new(messages * cost(10))
+        Journal::new(messages * (10 + OVERHEAD))
     }
 
     fn message(byte: u8) -> Bytes {
@@ -216,10 +257,10 @@ mod tests {
     fn what_is_forgotten_is_missed_and_the_numbers_go_on() {
         let mut journal = journal_of(10);
         let mut cursor = journal.end();
-        (0..3).for_each(|byte| journal.append(message(byte), None));
+        (0..3).for_each(|byte| journal.append(&message(byte), None));
         journal.clear();
         assert_eq!((journal.used, journal.oldest(), journal.next_seq()), (0, journal.end(), 4));
-        journal.append(message(9), None);
+        journal.append(&message(9), None);
         assert_eq!(read(&journal, &mut cursor), Some(Item::Missed { messages: 3, bytes: 30 }));
         assert_eq!(read(&journal, &mut cursor), Some(Item::Message(message(9))));
         assert_eq!((read(&journal, &mut cursor), cursor.seq()), (None, 5));
@@ -229,10 +270,10 @@ mod tests {
     fn mixed(messages: usize) -> Journal {
         let subject = |pid| Some(Rc::new(Subject { pid, ..Subject::default() }));
         let subjects = [subject(0), subject(1), None];
-        let cost = Entry { message: message(0), position: 0, subject: subject(0) }.cost();
-        let mut journal = Journal::new(messages * cost);
+        let cost = Entry { position: 0, subject: subject(0) }.cost();
+        let mut journal = Journal::new(messages * (10 + cost));
         for seq in 1..=8 {
-            journal.append(message(seq), subjects[usize::from(seq + 1) % 3].clone());
+            journal.append(&message(seq), subjects[usize::from(seq + 1) % 3].clone());
         }
         journal
     }
@@ -241,9 +282,9 @@ mod tests {
     fn every_cursor_reads_every_message_in_order() {
         let mut journal = journal_of(4);
         let mut one = journal.end();
-        journal.append(message(1), None);
+        journal.append(&message(1), None);
         let mut other = journal.end();
-        journal.append(message(2), None);
+        journal.append(&message(2), None);
         assert_eq!(read(&journal, &mut one), Some(Item::Message(message(1))));
         assert_eq!(read(&journal, &mut one), Some(Item::Message(message(2))));
         assert_eq!(read(&journal, &mut one), None);
@@ -257,7 +298,7 @@ mod tests {
         let mut journal = journal_of(2);
         let mut cursor = journal.end();
         for byte in 1..=5 {
-            journal.append(message(byte), None);
+            journal.append(&message(byte), None);
         }
         assert_eq!(read(&journal, &mut cursor), Some(Item::Missed { messages: 3, bytes: 30 }));
         assert_eq!(read(&journal, &mut cursor), Some(Item::Message(message(4))));
@@ -270,9 +311,10 @@ mod tests {
         let mut journal = Journal::new(1000);
         for length in (0..200).chain([5000]).chain(0..200) {
             let subject = Subject { host: "h".repeat(length % 9).into(), ..Subject::default() };
-            journal.append(vec![0; length].into(), (length % 2 == 0).then(|| Rc::new(subject)));
-            let used: usize = journal.entries.iter().map(Entry::cost).sum();
-            assert!(used <= 1000 && used == journal.used);
+            journal.append(&vec![0; length], (length % 2 == 0).then(|| Rc::new(subject)));
+            let entries: usize = journal.entries.iter().map(Entry::cost).sum();
+            let blocks: usize = journal.blocks.iter().map(|block| block.data.capacity()).sum();
+            assert!(journal.used <= 1000 && entries + blocks == journal.used);
         }
     }
 
@@ -280,7 +322,7 @@ mod tests {
     fn a_message_larger_than_the_journal_is_missed_and_counted() {
         let mut journal = Journal::new(100);
         let mut cursor = journal.end();
-        journal.append(vec![0; 5000].into(), None);
+        journal.append(&[0; 5000], None);
         assert_eq!(read(&journal, &mut cursor), Some(Item::Missed { messages: 1, bytes: 5000 }));
         assert_eq!(read(&journal, &mut cursor), None);
     }
@@ -326,7 +368,7 @@ mod tests {
         assert_eq!((journal.at(1), journal.at(10)), (Some(journal.oldest()), None));
         // A cursor made so counts as one that has been there all the time.
         let (mut journal, mut cursor) = (mixed(4), journal.at(6).unwrap());
-        (0..100).for_each(|_| journal.append(message(0), None));
+        (0..100).for_each(|_| journal.append(&message(0), None));
         let missed = journal.oldest().seq() - 6;
         assert_eq!(read(&journal, &mut cursor), Some(Item::Missed { messages: missed, bytes: missed * 10 }));
     }
@@ -352,7 +394,7 @@ mod tests {
             let (mut appended, mut bytes) = (0, 0);
             for (length, pid, reads) in steps {
                 let subject = (pid > 0).then(|| Rc::new(Subject { pid, ..Subject::default() }));
-                journal.append(vec![0; length].into(), subject);
+                journal.append(&vec![0; length], subject);
                 (appended, bytes) = (appended + 1, bytes + length as u64);
                 for (cursor, passed) in cursors.iter_mut().zip(&mut passed) {
                     for _ in 0..reads {

@@ -83,9 +83,7 @@ impl Stream {
         self.scratch.clear();
         // A vector takes as much as it is given.
         let _ = entry.encode(&mut self.scratch);
-        // Before the message has its place, so that this one is in nobody's way: memory stays in one piece.
-        drop(entry);
-        self.journal.append(Bytes::copy_from_slice(&self.scratch), Some(subject));
+        self.journal.append(&self.scratch, Some(subject));
     }
 
     /// Adds a line of the program's log for all clients, those that come later included; unless there are too many, which
@@ -102,7 +100,7 @@ impl Stream {
         let seq = self.journal.next_seq();
         let message = run_log(line, seq);
         self.logbuff.append(seq, message.clone());
-        self.journal.append(message, None);
+        self.journal.append(&message, None);
     }
 
     /// Forgets what the journal holds; the kept log lines stay.
