@@ -61,6 +61,7 @@ def main() -> int:
     with open("deny.toml", "rb") as file:
         rules = tomllib.load(file)
     licences = set(rules["licenses"]["allow"])
+    exceptions = {one["crate"]: set(one["allow"]) for one in rules["licenses"].get("exceptions", [])}
     # None: a crate of this workspace.
     sources = {None} | {f"registry+{url}" for url in rules["sources"]["allow-registry"]}
     crates = packages(rules["graph"]["targets"])
@@ -68,7 +69,7 @@ def main() -> int:
     for crate in crates:
         name = f"{crate['name']} {crate['version']}"
         try:
-            fine = allowed(crate["license"] or "none", licences)
+            fine = allowed(crate["license"] or "none", licences | exceptions.get(crate["name"], set()))
         except (IndexError, ValueError):
             fine = False
         if not fine:

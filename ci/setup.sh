@@ -210,6 +210,7 @@ case $profile in
       android-boringssl android-libboringssl openssl iproute2
     install "programs that speak HTTP over OpenSSL, for the end-to-end tests" curl nghttp2-client nghttp2-server python3
     install "the adb client, for the tests with the real adbd" adb
+    install "a NATS server, for the tests of plaintap relay" nats-server
     install "SELinux's compiler, for a policy of the tests' own" checkpolicy
     install "Wireshark's dissectors, which read recordings in the tests" tshark
     command -v c++ >/dev/null || install "the C++ compiler that libFuzzer needs" g++

@@ -56,10 +56,18 @@ device_lints() {
       $device_cargo clippy --locked -Zbuild-std=std,panic_abort --target "$triple" -p plaintapd --lib --bins -- -D warnings
   done
 }
+# The real agent, a plaintap that can relay, and a real nats-server.
+relay() {
+  cargo build --locked -p plaintap --features relay
+  mkdir -p "$target/relay"
+  ln -sf ../debug/plaintap ../release/plaintapd "$target/relay/"
+  PLAINTAP_BIN_DIR=$target/relay cargo test --locked -p plaintap-tests --features relay --test relay
+}
 step "format" formatted
 step "licences and sources of the crates" /usr/bin/python3 -B ci/licenses.py
 step "eBPF objects are what their sources build to" bash bpf/build.sh --check
-step "lints" cargo clippy --locked --all-targets --workspace --exclude plaintap-bpf -- -D warnings
+step "lints" cargo clippy --locked --all-targets --features plaintap/relay,plaintap-tests/relay --workspace \
+  --exclude plaintap-bpf -- -D warnings
 step "release build" build_release
 # Unit and end-to-end tests in one go: selected apart, their packages would want the same crates with other features,
 # and build them twice. The end-to-end tests drive the release build.
@@ -77,6 +85,7 @@ fi
 PLAINTAP_STORM_SECONDS=60 step "unit and end-to-end tests" cargo test --locked
 step "the page, in node and Chromium" bash tests/web/test.sh
 step "the reference clients, in four languages" bash tests/examples/test.sh
+step "relaying into NATS, a cargo feature" relay
 step "TLS for clients, a cargo feature" cargo test --locked -p plaintapd --features tls --test tls
 step "device build: aarch64" bash ci/build-device.sh
 step "lints for devices: aarch64, Linux and Android" device_lints

@@ -1,6 +1,6 @@
-//! Where a stream comes from, as a person types it: `ws://HOST:PORT/`, or `adb:SERIAL` for a device behind adb.
+//! Where a stream comes from, as a person types it: `ws://HOST:PORT/`, `ws+unix:/PATH`, or `adb:SERIAL` for a device behind adb.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use tungstenite::http::Uri;
 
@@ -27,6 +27,8 @@ pub struct Address {
     pub path: String,
     /// It is not to be reached over the network but on this device.
     pub device: Option<Box<Device>>,
+    /// It is not to be reached over the network but at this socket.
+    pub unix: Option<Box<PathBuf>>,
 }
 
 /// A text that is no address, and why.
@@ -39,7 +41,13 @@ pub struct WrongAddress {
 
 impl Default for Address {
     fn default() -> Self {
-        Self { host: "127.0.0.1".to_owned(), port: DEFAULT_PORT, path: "/".to_owned(), device: None }
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: DEFAULT_PORT,
+            path: "/".to_owned(),
+            device: None,
+            unix: None,
+        }
     }
 }
 
@@ -58,6 +66,20 @@ impl FromStr for Address {
             }
             let path = query.map_or("/".to_owned(), |query| format!("/?{query}"));
             return Ok(Self { path, ..Self::device(serial.to_owned()) });
+        }
+        if let Some(rest) = text.strip_prefix("ws+unix:") {
+            let (path, query) =
+                rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
+            // Both ws+unix:/path and ws+unix:///path.
+            let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);
+            if !path.starts_with('/') {
+                return Err(wrong("names no socket by its whole path"));
+            }
+            return Ok(Self {
+                unix: Some(Box::new(path.into())),
+                path: query.map_or("/".to_owned(), |query| format!("/?{query}")),
+                ..Self::default()
+            });
         }
         let uri: Uri = text.parse().map_err(|_| wrong("is no URL"))?;
         if !uri.scheme_str().is_some_and(|scheme| scheme.eq_ignore_ascii_case("ws")) {
@@ -80,8 +102,19 @@ impl FromStr for Address {
             port: port.ok_or_else(|| wrong("has no port number after its colon"))?,
             path,
             device: None,
+            unix: None,
         })
     }
+}
+
+/// What a query says of where to start.
+const START: [&str; 3] = ["after", "run", "backlog"];
+/// What a query says of what to leave out.
+const CHOICE: [&str; 6] = ["events", "logs", "pid", "uid", "comm", "host"];
+
+/// The name in `name=value`.
+fn key(pair: &str) -> &str {
+    pair.split('=').next().unwrap_or_default()
 }
 
 impl Address {
@@ -101,14 +134,30 @@ impl Address {
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
+    /// The keys of its query.
+    fn keys(&self) -> impl Iterator<Item = &str> {
+        self.path.split_once('?').map_or("", |(_, query)| query).split('&').map(key)
+    }
+
+    /// Whether its query leaves some messages out.
+    pub fn chooses(&self) -> bool {
+        self.keys().any(|key| CHOICE.contains(&key))
+    }
+
+    /// It, from all that the server still has, unless its query says where to start.
+    pub fn with_backlog(&self) -> Self {
+        if self.keys().any(|key| START.contains(&key)) {
+            return self.clone();
+        }
+        let joint = if self.path.contains('?') { '&' } else { '?' };
+        Self { path: format!("{}{joint}backlog=all", self.path), ..self.clone() }
+    }
+
     /// The path and query that ask a server to go on behind the message `seq` of `run`, with what else the person's query
     /// asks for.
     pub fn path_after(&self, seq: u64, run: &str) -> String {
         let (path, query) = self.path.split_once('?').unwrap_or((&self.path, ""));
-        let says_where = |pair: &&str| {
-            let key = pair.split('=').next().unwrap_or_default();
-            pair.is_empty() || ["after", "run", "backlog"].contains(&key)
-        };
+        let says_where = |pair: &&str| pair.is_empty() || START.contains(&key(pair));
         let run: String = run.bytes().map(encoded).collect();
         let rest: String =
             query.split('&').filter(|pair| !says_where(pair)).map(|pair| format!("&{pair}")).collect();
@@ -127,9 +176,10 @@ fn encoded(byte: u8) -> String {
 /// Without path and query, which may hold a secret.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match &self.device {
-            Some(device) => write!(f, "adb:{}", device.serial),
-            None => write!(f, "ws://{}/", self.authority()),
+        match (&self.device, &self.unix) {
+            (Some(device), _) => write!(f, "adb:{}", device.serial),
+            (_, Some(path)) => write!(f, "ws+unix:{}", path.display()),
+            _ => write!(f, "ws://{}/", self.authority()),
         }
     }
 }
@@ -180,6 +230,31 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_is_named_by_its_path() {
+        for (text, unix, path) in [
+            ("ws+unix:/run/p.sock", "/run/p.sock", "/"),
+            ("ws+unix:///run/p.sock?comm=a", "/run/p.sock", "/?comm=a"),
+        ] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!(address.unix.as_deref().unwrap().to_str(), Some(unix), "{text}");
+            assert_eq!((address.path.as_str(), address.to_string()), (path, format!("ws+unix:{unix}")));
+        }
+    }
+
+    #[test]
+    fn all_that_is_there_is_asked_for_unless_the_query_says_where_to_start() {
+        for (text, path, chooses) in [
+            ("ws://h/", "/?backlog=all", false),
+            ("ws://h/x?comm=a", "/x?comm=a&backlog=all", true),
+            ("ws://h/?backlog=5", "/?backlog=5", false),
+            ("adb:A?logs=0", "/?logs=0&backlog=all", true),
+        ] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!((address.with_backlog().path.as_str(), address.chooses()), (path, chooses), "{text}");
+        }
+    }
+
+    #[test]
     fn a_wrong_address_is_named_with_an_example_of_a_right_one() {
         for text in [
             "",
@@ -198,6 +273,8 @@ mod tests {
             "ws://a b/",
             "ws://::1:5/",
             "adb:a b",
+            "ws+unix:",
+            "ws+unix:p.sock",
             "adb:a;tcp:1",
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();

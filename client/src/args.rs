@@ -45,6 +45,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Keep the stream in files.
     Record(RecordArgs),
+    /// Send many devices' streams into NATS JetStream.
+    #[cfg(feature = "relay")]
+    Relay(crate::relay::RelayArgs),
     /// Serve a recording.
     Replay(ReplayArgs),
     /// Serve a stream again for older viewers.
@@ -84,7 +87,7 @@ A response without a length ends with its connection, whose end is not told: it 
 next heartbeat, up to 15 s later. NO_COLOR in the environment works as --no-color. Ctrl-C ends it, and shows what was begun."
 )]
 pub struct WatchArgs {
-    /// the server, as ws://HOST:PORT/ or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
+    /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
     /// ?backlog=NUMBER (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,

@@ -27,7 +27,7 @@ use crate::{address::Address, record::Format};
   {command_name} ws://127.0.0.1:9000/ --hex --count 3"
 )]
 pub struct InspectArgs {
-    /// the server, as ws://HOST:PORT/ or adb:SERIAL (default: ws://127.0.0.1:28257/)
+    /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
     /// show a line for each message
@@ -69,7 +69,7 @@ pub struct InspectArgs {
 the recording ends. Its messages are plaintext: passwords, cookies, tokens."
 )]
 pub struct RecordArgs {
-    /// the server, as ws://HOST:PORT/ or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
+    /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
     /// ?backlog=NUMBER (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
@@ -177,7 +177,7 @@ pub struct ReplayArgs {
     note = "It listens on this computer only, and whoever uses this computer may connect."
 )]
 pub struct ServeArgs {
-    /// the server, as ws://HOST:PORT/ or adb:SERIAL (default: ws://127.0.0.1:28257/)
+    /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
     /// where to listen; port 0 is a free one, named on stderr (default: ws://127.0.0.1:28258/)

@@ -50,6 +50,8 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Doctor(args) => return Ok(ExitCode::from(adb::doctor::run(&args, print)?)),
         Command::Inspect(args) => inspect::run(args)?,
         Command::Record(args) => record::run(args)?,
+        #[cfg(feature = "relay")]
+        Command::Relay(args) => plaintap::relay::run(args)?,
         Command::Replay(args) => replay::run(args)?,
         Command::Serve(args) => serve::run(args)?,
         Command::Generate(args) => print(&shell::run(args)?),

@@ -6,6 +6,7 @@
 use std::{
     io::{self, Read},
     net::{TcpStream, ToSocketAddrs},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -138,9 +139,12 @@ impl Source {
 
     /// Connects to a server and asks it for another `path` than the address's own.
     pub fn connect_for(address: &Address, path: &str, patience: Patience) -> Result<Self, ConnectError> {
-        let stream = match &address.device {
-            Some(device) => adb::connect(&device.serial, &device.place)?,
-            None => connect_tcp(address, patience.connect)?,
+        let stream = match (&address.device, &address.unix) {
+            (Some(device), _) => adb::connect(&device.serial, &device.place)?,
+            (_, Some(path)) => {
+                connect_unix(path).map_err(|error| ConnectError::Connect(address.clone(), error))?
+            }
+            _ => connect_tcp(address, patience.connect)?,
         };
         let broken = |error| ConnectError::Connect(address.clone(), error);
         stream.set_read_timeout(Some(patience.connect)).map_err(broken)?;
@@ -214,6 +218,18 @@ impl Source {
             waited => waited.map_err(Ended::Broken),
         }
     }
+}
+
+/// A Unix socket is read and written as a TCP one is, so that all sources are of one type.
+#[cfg(unix)]
+fn connect_unix(path: &Path) -> io::Result<TcpStream> {
+    let stream = std::os::unix::net::UnixStream::connect(path)?;
+    Ok(TcpStream::from(std::os::fd::OwnedFd::from(stream)))
+}
+
+#[cfg(not(unix))]
+fn connect_unix(_: &Path) -> io::Result<TcpStream> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn connect_tcp(address: &Address, patience: Duration) -> Result<TcpStream, ConnectError> {

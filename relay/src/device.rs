@@ -1,0 +1,214 @@
+//! One device's stream on its way into JetStream: each message is stored before the next one is sent.
+//!
+//! The publish of each numbered message names the sequence number that the last message on its subject must have. So a
+//! message that was stored though its acknowledgement was lost is not stored again, messages keep their order, and of two
+//! relays for one device only one gets through: both send the same messages, and of each only one is taken.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_nats::{
+    HeaderMap,
+    header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID},
+    jetstream::{
+        self,
+        context::{PublishError, PublishErrorKind},
+        publish::PublishAck,
+        stream::{LastRawMessageErrorKind, Stream},
+    },
+};
+use tokio::time::sleep;
+
+use crate::{
+    note,
+    subject::{self, Kind},
+    track::{Outgoing, Place},
+};
+
+/// Between attempts to store a message.
+const FIRST_DELAY: Duration = Duration::from_millis(250);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
+/// Another relay sends this device's stream.
+#[derive(Debug)]
+pub struct Fenced;
+
+/// Where a device's stream goes.
+pub struct Device {
+    context: jetstream::Context,
+    stream: Stream,
+    name: String,
+    /// The sequence number of the last message of each kind.
+    last: HashMap<Kind, u64>,
+}
+
+/// A device's last message of a kind, as it is stored.
+struct Stored {
+    sequence: u64,
+    id: Option<String>,
+    seq: u64,
+    place: Place,
+    body: bytes::Bytes,
+}
+
+impl Device {
+    /// A device by its name; `read_place` comes first.
+    pub fn new(context: jetstream::Context, stream: Stream, name: String) -> Self {
+        Self { context, stream, name, last: HashMap::new() }
+    }
+
+    /// Reads back from the stream where this device's ends. Tries until it can.
+    pub async fn read_place(&mut self) -> Place {
+        let mut newest: Option<Stored> = None;
+        let mut places = Vec::new();
+        for kind in Kind::ALL {
+            let stored = self.stored(kind).await;
+            self.last.insert(kind, stored.as_ref().map_or(0, |stored| stored.sequence));
+            let Some(stored) = stored else { continue };
+            places.push(stored.place.clone());
+            if newest.as_ref().is_none_or(|newest| newest.sequence < stored.sequence) {
+                newest = Some(stored);
+            }
+        }
+        // Heartbeats of a relay that stays back may be of an earlier place in the same run.
+        let run = newest.map(|newest| newest.place.run).unwrap_or_default();
+        let seq = places.iter().filter(|place| place.run == run).map(|place| place.seq).max();
+        Place { seq: seq.unwrap_or(0), run }
+    }
+
+    /// The last message of a kind. Tries until it can be asked.
+    async fn stored(&self, kind: Kind) -> Option<Stored> {
+        let mut delay = FIRST_DELAY;
+        loop {
+            match self.stream.get_last_raw_message_by_subject(&subject::subject(&self.name, kind)).await {
+                Ok(message) => {
+                    let text = |name: &str| message.headers.get(name).map(|value| value.as_str().to_owned());
+                    let number = |name: &str| text(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+                    return Some(Stored {
+                        sequence: message.sequence,
+                        id: message.headers.get(NATS_MESSAGE_ID).map(|id| id.as_str().to_owned()),
+                        seq: number(subject::SEQ),
+                        place: Place {
+                            run: text(subject::RUN).unwrap_or_default(),
+                            seq: number(subject::PLACE),
+                        },
+                        body: message.payload.clone(),
+                    });
+                }
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return None,
+                Err(error) => {
+                    note(&format!("can't read back device={} error={:?}", self.name, error.to_string()));
+                    wait(&mut delay).await;
+                }
+            }
+        }
+    }
+
+    /// Stores a message, however long that takes.
+    pub async fn store(&mut self, message: &Outgoing) -> Result<(), Fenced> {
+        let subject = subject::subject(&self.name, message.kind);
+        let mut delay = FIRST_DELAY;
+        let mut failed = false;
+        loop {
+            let expected = self.last.get(&message.kind).copied().unwrap_or(0);
+            match self.publish(&subject, message, expected).await {
+                // At the first attempt nobody but another relay can have stored it.
+                Ok(ack) if ack.duplicate && message.seq > 0 && !failed => return Err(Fenced),
+                Ok(ack) => {
+                    self.last.insert(message.kind, ack.sequence);
+                    if failed {
+                        note(&format!("stores again device={}", self.name));
+                    }
+                    return Ok(());
+                }
+                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                    let stored = self.stored(message.kind).await;
+                    self.last.insert(message.kind, stored.as_ref().map_or(0, |stored| stored.sequence));
+                    match stored {
+                        // It is there already, and its acknowledgement was lost.
+                        Some(stored) if failed && stored.id == id(message) && stored.body == message.body => {
+                            return Ok(());
+                        }
+                        // A line without a number, which anyone may put in between.
+                        Some(Stored { seq: 0, sequence, .. }) if sequence != expected => {}
+                        // The kind's messages were deleted.
+                        None if expected > 0 => {}
+                        _ => return Err(Fenced),
+                    }
+                }
+                Err(error) => {
+                    if !failed {
+                        note(&format!("waits device={} error={:?}", self.name, chain(&error)));
+                    }
+                    failed = true;
+                    wait(&mut delay).await;
+                }
+            }
+        }
+    }
+
+    async fn publish(
+        &self,
+        subject: &str,
+        message: &Outgoing,
+        expected: u64,
+    ) -> Result<PublishAck, PublishError> {
+        let mut headers = HeaderMap::new();
+        if let Some(id) = id(message) {
+            headers.insert(NATS_MESSAGE_ID, id.as_str());
+        }
+        if message.seq > 0 {
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string().as_str());
+        }
+        headers.insert(subject::CONTENT_TYPE, subject::LOG_ENTRY);
+        headers.insert(subject::RUN, subject::header_text(&message.place.run).as_str());
+        headers.insert(subject::SEQ, message.seq.to_string().as_str());
+        headers.insert(subject::PLACE, message.place.seq.to_string().as_str());
+        if message.gap > 0 {
+            headers.insert(subject::GAP, message.gap.to_string().as_str());
+        }
+        if let Some((pid, comm, host)) = &message.about {
+            headers.insert(subject::PID, pid.to_string().as_str());
+            headers.insert(subject::COMM, subject::header_text(comm).as_str());
+            if !host.is_empty() {
+                headers.insert(subject::HOST, subject::header_text(host).as_str());
+            }
+        }
+        self.context.publish_with_headers(subject.to_owned(), headers, message.body.clone()).await?.await
+    }
+}
+
+/// What a message that is sent twice is known by; none for those without a number, of which each is another one.
+fn id(message: &Outgoing) -> Option<String> {
+    let Place { run, seq } = &message.place;
+    match (message.seq, message.gap) {
+        (0, 0) => None,
+        (0, gap) => Some(format!("{run}:{seq}+{gap}")),
+        (seq, _) => Some(format!("{run}:{seq}")),
+    }
+}
+
+async fn wait(delay: &mut Duration) {
+    // Where many wait for one server, they don't come back as one: from half of it to all.
+    let part = f64::from(std::process::id().wrapping_mul(2_654_435_761) ^ now()) / f64::from(u32::MAX);
+    sleep(delay.mul_f64(0.5 + part / 2.0)).await;
+    *delay = (*delay * 2).min(LONGEST_DELAY);
+}
+
+/// The clock's last digits.
+fn now() -> u32 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos())
+}
+
+/// An error and its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}

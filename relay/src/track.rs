@@ -1,0 +1,273 @@
+//! What a stream's messages are to the relay: which run they are of, which have been sent before, and which are missing.
+
+use bytes::Bytes;
+use plaintap_proto::{LogEntry, LogType, log_entry::Payload};
+use prost::Message;
+
+use crate::subject::Kind;
+
+/// A place in a device's stream: behind the message `seq` of `run`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The run; empty: the server names none.
+    pub run: String,
+    /// The highest number so far; 0: none.
+    pub seq: u64,
+}
+
+/// A message for the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// What it is.
+    pub kind: Kind,
+    /// Its number in its run; 0: it has none.
+    pub seq: u64,
+    /// Where the device's stream is once this is sent.
+    pub place: Place,
+    /// How many messages are missing, where it says so.
+    pub gap: u64,
+    /// Of an event: process, thread's name, host name.
+    pub about: Option<(i64, String, String)>,
+    /// The bytes.
+    pub body: Bytes,
+}
+
+/// Of the lines that a server sends before it names its run, as many are kept as the largest server keeps.
+const MOST_WAITING: usize = 512;
+
+/// Follows a device's stream over its connections.
+#[derive(Debug)]
+pub struct Track {
+    place: Place,
+    /// Numbers tell what is missing: nothing is left out on purpose.
+    whole: bool,
+    /// What came since there was a connection, until a heartbeat says which run it is of.
+    waiting: Option<Vec<(LogEntry, Bytes)>>,
+    /// The numbers of lines beyond the place that came before that heartbeat: they are not missing.
+    ahead: Vec<u64>,
+    /// What this connection has missed so far, by its heartbeats.
+    missed: u64,
+}
+
+impl Track {
+    /// Goes on behind `place`. With `whole` the stream has no filter, and each hole in its numbers is a loss.
+    pub fn new(place: Place, whole: bool) -> Self {
+        Self { place, whole, waiting: Some(Vec::new()), ahead: Vec::new(), missed: 0 }
+    }
+
+    /// The place of what came last.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// There is a new connection.
+    pub fn connected(&mut self) {
+        self.waiting = Some(Vec::new());
+        self.ahead.clear();
+        self.missed = 0;
+    }
+
+    /// Takes a message, and returns what is to be sent now. `Err`: it is no `LogEntry`.
+    pub fn take(&mut self, body: Bytes) -> Result<Vec<Outgoing>, prost::DecodeError> {
+        let entry = LogEntry::decode(body.clone())?;
+        let mut out = Vec::new();
+        match (&mut self.waiting, &entry.payload) {
+            (Some(_), Some(Payload::HeartbeatPayload(heartbeat))) => {
+                let waiting = self.waiting.take().unwrap_or_default();
+                if heartbeat.run_id != self.place.run {
+                    self.place = Place { run: heartbeat.run_id.clone(), seq: 0 };
+                }
+                let start = self.place.seq;
+                for (entry, body) in waiting {
+                    self.ahead.extend(Some(entry.seq).filter(|seq| *seq > start));
+                    self.send(&entry, body, &mut out, false);
+                    // What stood between these lines is still to come, or is told as missing by the next message.
+                    self.place.seq = start;
+                    if let Some(last) = out.last_mut() {
+                        last.place.seq = start;
+                    }
+                }
+                self.missed = heartbeat.missed_messages;
+                self.send(&entry, body, &mut out, false);
+            }
+            // A server that numbers and names nothing.
+            (Some(_), Some(Payload::EventPayload(_))) => {
+                let waiting = self.waiting.take().unwrap_or_default();
+                for (entry, body) in waiting {
+                    self.send(&entry, body, &mut out, false);
+                }
+                self.send(&entry, body, &mut out, true);
+            }
+            (Some(waiting), _) if waiting.len() < MOST_WAITING => waiting.push((entry, body)),
+            _ => {
+                if let Some(Payload::HeartbeatPayload(heartbeat)) = &entry.payload {
+                    let more = heartbeat.missed_messages.saturating_sub(self.missed);
+                    self.missed = heartbeat.missed_messages;
+                    if more > 0 && !self.whole {
+                        out.push(self.gap(more));
+                    }
+                }
+                self.send(&entry, body, &mut out, true);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Sends a message unless it was sent before; what is missing before it is told first.
+    fn send(&mut self, entry: &LogEntry, body: Bytes, out: &mut Vec<Outgoing>, tell: bool) {
+        let seq = entry.seq;
+        if seq > 0 && seq <= self.place.seq {
+            return;
+        }
+        if seq > 0 && tell {
+            let between = self.ahead.iter().filter(|line| (self.place.seq + 1..seq).contains(line)).count();
+            let hole = (seq - self.place.seq - 1).saturating_sub(between as u64);
+            if hole > 0 && self.whole && !self.place.run.is_empty() {
+                out.push(self.gap(hole));
+            }
+        }
+        self.place.seq = self.place.seq.max(seq);
+        let (kind, about) = match &entry.payload {
+            Some(Payload::EventPayload(event)) => {
+                (Kind::Event, Some((event.pid, event.pname.clone(), event.server_name.clone())))
+            }
+            Some(Payload::HeartbeatPayload(_)) => (Kind::Heartbeat, None),
+            _ => (Kind::Log, None),
+        };
+        out.push(Outgoing { kind, seq, place: self.place.clone(), gap: 0, about, body });
+    }
+
+    /// A line in the device's log that says how many messages are missing.
+    fn gap(&self, messages: u64) -> Outgoing {
+        let line = format!(
+            "relay gap missed_messages={messages} run={} after_seq={}",
+            self.place.run, self.place.seq
+        );
+        let entry =
+            LogEntry { log_type: LogType::ProcessLog.into(), seq: 0, payload: Some(Payload::RunLog(line)) };
+        Outgoing {
+            kind: Kind::Log,
+            seq: 0,
+            place: self.place.clone(),
+            gap: messages,
+            about: None,
+            body: entry.encode_to_vec().into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plaintap_proto::{Event, Heartbeat};
+
+    use super::*;
+
+    fn bytes(seq: u64, payload: Payload) -> Bytes {
+        LogEntry { seq, payload: Some(payload), ..Default::default() }.encode_to_vec().into()
+    }
+
+    fn event(seq: u64) -> Bytes {
+        bytes(seq, Payload::EventPayload(Event { pid: 7, pname: "curl".into(), ..Default::default() }))
+    }
+
+    fn line(seq: u64) -> Bytes {
+        bytes(seq, Payload::RunLog("a line".into()))
+    }
+
+    fn heartbeat(run_id: &str, missed_messages: u64) -> Bytes {
+        let heartbeat = Heartbeat { run_id: run_id.into(), missed_messages, ..Default::default() };
+        bytes(0, Payload::HeartbeatPayload(heartbeat))
+    }
+
+    fn place(run: &str, seq: u64) -> Place {
+        Place { run: run.into(), seq }
+    }
+
+    /// Of each message that is to be sent: kind, number, where the stream is then, and the gap that it tells of.
+    fn taken(track: &mut Track, messages: &[Bytes]) -> Vec<(Kind, u64, u64, u64)> {
+        let out = messages.iter().flat_map(|message| track.take(message.clone()).unwrap());
+        out.map(|out| (out.kind, out.seq, out.place.seq, out.gap)).collect()
+    }
+
+    #[test]
+    fn a_new_stream_is_sent_from_its_first_message_on() {
+        let mut track = Track::new(Place::default(), true);
+        let out = taken(&mut track, &[line(1), line(3), heartbeat("r", 0), event(2), event(4)]);
+        assert_eq!(
+            out,
+            [
+                // Until what stood between them has come, the stream is not further than this.
+                (Kind::Log, 1, 0, 0),
+                (Kind::Log, 3, 0, 0),
+                (Kind::Heartbeat, 0, 0, 0),
+                (Kind::Event, 2, 2, 0),
+                (Kind::Event, 4, 4, 0),
+            ]
+        );
+        assert_eq!(track.place(), &place("r", 4));
+    }
+
+    #[test]
+    fn what_was_sent_before_is_not_sent_again_and_a_hole_is_told() {
+        let mut track = Track::new(place("r", 5), true);
+        let out = taken(&mut track, &[line(2), heartbeat("r", 0), event(5), event(6), event(9)]);
+        assert_eq!(
+            out,
+            [
+                (Kind::Heartbeat, 0, 5, 0),
+                (Kind::Event, 6, 6, 0),
+                (Kind::Log, 0, 6, 2),
+                (Kind::Event, 9, 9, 0)
+            ]
+        );
+    }
+
+    #[test]
+    fn lines_that_come_ahead_make_the_hole_smaller() {
+        let mut track = Track::new(place("r", 5), true);
+        let out = taken(&mut track, &[line(7), heartbeat("r", 0), event(10)]);
+        assert_eq!(
+            out,
+            [
+                (Kind::Log, 7, 5, 0),
+                (Kind::Heartbeat, 0, 5, 0),
+                (Kind::Log, 0, 5, 3),
+                (Kind::Event, 10, 10, 0)
+            ]
+        );
+    }
+
+    #[test]
+    fn another_run_begins_at_its_first_message() {
+        let mut track = Track::new(place("old", 500), true);
+        let out = taken(&mut track, &[line(1), heartbeat("new", 0), event(2)]);
+        assert_eq!(out, [(Kind::Log, 1, 0, 0), (Kind::Heartbeat, 0, 0, 0), (Kind::Event, 2, 2, 0)]);
+        assert_eq!(track.place(), &place("new", 2));
+    }
+
+    #[test]
+    fn a_filtered_stream_tells_only_what_its_heartbeats_say() {
+        let mut track = Track::new(place("r", 5), false);
+        let out = taken(&mut track, &[heartbeat("r", 3), event(9), heartbeat("r", 3), heartbeat("r", 7)]);
+        assert_eq!(
+            out,
+            [
+                (Kind::Heartbeat, 0, 5, 0),
+                (Kind::Event, 9, 9, 0),
+                (Kind::Heartbeat, 0, 9, 0),
+                (Kind::Log, 0, 9, 4),
+                (Kind::Heartbeat, 0, 9, 0)
+            ]
+        );
+    }
+
+    #[test]
+    fn servers_that_number_nothing_are_sent_as_they_come() {
+        let mut track = Track::new(Place::default(), true);
+        let out = taken(&mut track, &[line(0), event(0), event(0), heartbeat("", 0)]);
+        assert_eq!(
+            out.iter().map(|out| out.0).collect::<Vec<_>>(),
+            [Kind::Log, Kind::Event, Kind::Event, Kind::Heartbeat]
+        );
+    }
+}

@@ -1,0 +1,353 @@
+//! `plaintap relay` between the real agent and a real nats-server: what is stored is what came, whatever ends in between.
+//!
+//! A binary of its own, as it wants a `plaintap` with the cargo feature `relay`.
+
+mod nats;
+
+use std::collections::BTreeMap;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nats::{Nats, Stored};
+use nix::sys::signal::Signal;
+use plaintap_tests::agent::Agent;
+use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::process::Process;
+use plaintap_tests::stream::Client;
+use plaintap_tests::{BORINGSSL, need, net, until};
+
+/// A traced program, its agent, and a client that gets the stream without a relay.
+struct Scene {
+    driver: Driver,
+    agent: Agent,
+    client: Client,
+    nats: Nats,
+}
+
+impl Scene {
+    fn set() -> Result<Self> {
+        let driver = Driver::start(BORINGSSL)?;
+        let agent = Agent::watching(driver.pid(), BORINGSSL)?;
+        let client = Client::connect(&agent.url)?;
+        Ok(Self { driver, agent, client, nats: Nats::start(&[])? })
+    }
+
+    fn relay(&self) -> Result<Process> {
+        relay(&[("dev-1", &self.agent.url)], &self.nats.url)
+    }
+
+    /// The program writes, in so many pieces of 4 KiB, 5 ms apart.
+    fn load(&mut self, pieces: u32) -> Result<()> {
+        for seed in 0..pieces {
+            self.driver.write(Side::Client, 4096, seed)?;
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// What the client got so far, by number: all that was captured until now.
+    fn captured(&mut self) -> Result<BTreeMap<u64, Vec<u8>>> {
+        self.client.ping(b"all")?;
+        let numbered = self.client.messages.iter().filter(|message| message.entry.seq > 0);
+        Ok(numbered.map(|message| (message.entry.seq, message.raw.to_vec())).collect())
+    }
+
+    /// Waits until the stream has what was captured, and checks that it has it once, in order and byte for byte.
+    fn is_stored(&mut self) -> Result<Vec<Stored>> {
+        let captured = self.captured()?;
+        let last = *captured.keys().last().context("nothing was captured")?;
+        let stored = until("all of it to be stored", || {
+            let stored = self.nats.stored()?;
+            Ok(stored.iter().any(|message| message.seq >= last).then_some(stored))
+        })?;
+        let numbers: Vec<u64> = stored.iter().map(|message| message.seq).filter(|seq| *seq > 0).collect();
+        // Lines that the client has from before it came have numbers too.
+        ensure!(numbers.is_sorted_by(|one, next| one < next), "twice, or in disorder: {numbers:?}");
+        let by_number: BTreeMap<u64, &Stored> = stored.iter().map(|message| (message.seq, message)).collect();
+        for (seq, raw) in &captured {
+            let message = by_number.get(seq).with_context(|| format!("message {seq} is not stored"))?;
+            ensure!(message.body == *raw, "message {seq} is another one");
+        }
+        ensure!(stored.iter().all(|message| message.header("Plaintap-Gap").is_none()), "a gap was told");
+        Ok(stored)
+    }
+}
+
+fn command(sources: &[(&str, &str)], to: &str) -> Result<Command> {
+    let mut command = Command::new(need::binary("plaintap")?);
+    command.args(["relay", "--to", to, "--max-bytes", "1G"]);
+    for (name, url) in sources {
+        command.args(["--from", &format!("{name}={url}")]);
+    }
+    Ok(command)
+}
+
+/// A relay that goes on with its first source.
+fn relay(sources: &[(&str, &str)], to: &str) -> Result<Process> {
+    let relay = Process::start(&mut command(sources, to)?)?;
+    relay.stderr.wait_for(0, "it to begin", |line| line.contains("goes on device="))?;
+    Ok(relay)
+}
+
+/// What a relay says that can't begin; it ends with 1.
+fn refused(sources: &[(&str, &str)], to: &str) -> Result<String> {
+    let mut relay = Process::start(&mut command(sources, to)?)?;
+    let status = relay.wait()?;
+    let said = relay.stderr.to_the_end()?;
+    ensure!(status.code() == Some(1) && !said.is_empty(), "{status}: {said:?}");
+    Ok(said.join("\n"))
+}
+
+#[test]
+fn what_is_captured_is_stored_as_it_came_with_headers_that_tell_what_it_is() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let mut relay = scene.relay()?;
+    for side in [Side::Client, Side::Server] {
+        scene.driver.write(side, 50_000, 7)?;
+    }
+    let stored = scene.is_stored()?;
+    let run = scene.client.run_id().context("no run")?.to_owned();
+    let pid = scene.driver.pid().to_string();
+    let mut events = 0;
+    for message in &stored {
+        let kind = message.subject.strip_prefix("plaintap.dev-1.").context("another subject")?;
+        ensure!(message.header("Plaintap-Run") == Some(&run), "{message:?}");
+        ensure!(message.header("Content-Type").is_some_and(|is| is.contains("LogEntry")), "{message:?}");
+        let id = message.header("Nats-Msg-Id").map(str::to_owned);
+        ensure!(id == (message.seq > 0).then(|| format!("{run}:{}", message.seq)), "{message:?}");
+        match kind {
+            "event" => {
+                events += 1;
+                ensure!(message.header("Plaintap-Pid") == Some(&pid), "{message:?}");
+                ensure!(message.header("Plaintap-Comm").is_some_and(|comm| comm.starts_with("drv-")));
+            }
+            "log" | "heartbeat" => {}
+            kind => bail!("{kind}"),
+        }
+    }
+    ensure!(events >= 4 && stored.iter().any(|message| message.subject.ends_with(".heartbeat")));
+    relay.signal(Signal::SIGTERM)?;
+    ensure!(relay.wait()?.success());
+    Ok(())
+}
+
+#[test]
+fn a_server_that_is_killed_under_load_and_started_again_has_all_of_it_once() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let _relay = scene.relay()?;
+    for _ in 0..2 {
+        scene.load(100)?;
+        scene.nats.kill()?;
+        scene.load(100)?;
+        scene.nats.start_again()?;
+    }
+    scene.load(20)?;
+    scene.is_stored().map(drop)
+}
+
+#[test]
+fn a_relay_that_is_killed_under_load_goes_on_where_it_was_with_nothing_twice() -> Result<()> {
+    let mut scene = Scene::set()?;
+    for _ in 0..3 {
+        let mut relay = scene.relay()?;
+        scene.load(60)?;
+        relay.signal(Signal::SIGKILL)?;
+        relay.wait()?;
+        scene.load(60)?;
+    }
+    let _relay = scene.relay()?;
+    scene.is_stored().map(drop)
+}
+
+#[test]
+fn a_server_that_stands_still_for_10_s_delays_and_loses_nothing() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let _relay = scene.relay()?;
+    scene.load(50)?;
+    scene.nats.signal(Signal::SIGSTOP)?;
+    scene.load(100)?;
+    thread::sleep(Duration::from_secs(10));
+    scene.nats.signal(Signal::SIGCONT)?;
+    scene.load(50)?;
+    scene.is_stored().map(drop)
+}
+
+#[test]
+fn an_agent_that_is_started_anew_is_another_run_of_the_same_device() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let url = scene.agent.url.clone();
+    let relay = scene.relay()?;
+    scene.load(10)?;
+    scene.is_stored()?;
+    let first = scene.client.run_id().context("no run")?.to_owned();
+    let pid = scene.driver.pid().to_string();
+    scene.agent.signal(Signal::SIGTERM)?;
+    scene.agent.wait()?;
+    relay.stderr.wait_for(0, "the source to be away", |line| line.contains("source is away"))?;
+    scene.agent = Agent::start_at(&url, &["--library", BORINGSSL, "--pid", &pid])?;
+    scene.client = Client::connect(&url)?;
+    scene.load(10)?;
+    let captured = scene.captured()?;
+    let second = scene.client.run_id().context("no run")?.to_owned();
+    until("the new run to be stored", || {
+        let stored = scene.nats.stored()?;
+        let of = |run: &str, seq: u64| {
+            stored
+                .iter()
+                .filter(|message| message.header("Plaintap-Run") == Some(run) && message.seq == seq)
+                .count()
+        };
+        ensure!(captured.keys().all(|seq| of(&second, *seq) <= 1), "something is stored twice");
+        Ok((of(&first, 1) == 1 && captured.keys().all(|seq| of(&second, *seq) == 1)).then_some(()))
+    })
+}
+
+/// Carries connections to `port` on, and cuts them when told to.
+struct Cable {
+    port: u16,
+    ends: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Cable {
+    fn to(port: u16) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let ends = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let (own, kept) = (listener.local_addr()?.port(), Arc::clone(&ends));
+        // It ends with the tests' process.
+        thread::spawn(move || -> Result<()> {
+            for end in listener.incoming() {
+                let (near, far) = (end?, TcpStream::connect(("127.0.0.1", port))?);
+                let mut pairs =
+                    vec![(near.try_clone()?, far.try_clone()?), (far.try_clone()?, near.try_clone()?)];
+                kept.lock().map_err(|_| anyhow!("a thread panicked"))?.extend([near, far]);
+                for (mut from, mut to) in pairs.drain(..) {
+                    thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+            }
+            Ok(())
+        });
+        Ok(Self { port: own, ends })
+    }
+
+    fn cut(&self) -> Result<()> {
+        for end in self.ends.lock().map_err(|_| anyhow!("a thread panicked"))?.drain(..) {
+            // Its peer may have been first.
+            let _ = end.shutdown(Shutdown::Both);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_source_that_is_cut_off_goes_on_where_it_was() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let cable = Cable::to(scene.agent.port)?;
+    let relay = relay(&[("dev-1", &format!("ws://127.0.0.1:{}/", cable.port))], &scene.nats.url)?;
+    let said = |what: &str| relay.stderr.all().iter().filter(|line| line.contains(what)).count();
+    for turn in 1..=3 {
+        until("the source to be there", || Ok((said("source is there device=dev-1") == turn).then_some(())))?;
+        scene.load(40)?;
+        cable.cut()?;
+        scene.load(40)?;
+    }
+    scene.is_stored()?;
+    ensure!(said("source is away device=dev-1") == 3, "{:#?}", relay.stderr.all());
+    Ok(())
+}
+
+#[test]
+fn what_the_journal_no_longer_holds_is_told_as_a_gap() -> Result<()> {
+    let driver = Driver::start(BORINGSSL)?;
+    let pid = driver.pid().to_string();
+    let agent = Agent::start(&["--library", BORINGSSL, "--pid", &pid, "--journal-size", "512K"])?;
+    let client = Client::connect(&agent.url)?;
+    let mut scene = Scene { driver, agent, client, nats: Nats::start(&[])? };
+    let mut first = scene.relay()?;
+    scene.load(10)?;
+    scene.is_stored()?;
+    first.signal(Signal::SIGKILL)?;
+    first.wait()?;
+    scene.load(400)?;
+    let _second = scene.relay()?;
+    let last = *scene.captured()?.keys().last().context("nothing was captured")?;
+    until("the stream to be complete", || {
+        let stored = scene.nats.stored()?;
+        let gaps = stored.iter().filter_map(|message| message.header("Plaintap-Gap"));
+        let missing = gaps.map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        let run =
+            stored.last().and_then(|message| message.header("Plaintap-Run")).context("no run")?.to_owned();
+        let numbers = stored.iter().filter(|message| message.header("Plaintap-Run") == Some(&run));
+        let numbers: Vec<u64> = numbers.map(|message| message.seq).filter(|seq| *seq > 0).collect();
+        ensure!(numbers.is_sorted_by(|one, next| one < next), "twice, or in disorder: {numbers:?}");
+        // Lines from before the first relay aside, each number is there or counted.
+        let first = numbers.first().copied().unwrap_or(0);
+        let complete = numbers.last() == Some(&last) && numbers.len() as u64 + missing == last - first + 1;
+        Ok((complete && missing > 100).then_some(()))
+    })
+}
+
+#[test]
+fn a_full_stream_that_discards_nothing_is_waited_for() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let stream = |bytes: u32| {
+        format!(
+            "{{\"name\":\"PLAINTAP\",\"subjects\":[\"plaintap.>\"],\"retention\":\"limits\",\"storage\":\"file\",\
+             \"discard\":\"new\",\"max_bytes\":{bytes},\"max_consumers\":-1,\"max_msgs\":-1,\"max_age\":0,\"num_replicas\":1}}"
+        )
+    };
+    scene.nats.api("STREAM.CREATE.PLAINTAP", &stream(200_000))?;
+    let relay = scene.relay()?;
+    scene.load(100)?;
+    let (_, line) = relay.stderr.wait_for(0, "it to wait", |line| line.contains("waits device=dev-1"))?;
+    ensure!(line.contains("maximum bytes exceeded"), "{line}");
+    scene.nats.api("STREAM.UPDATE.PLAINTAP", &stream(50_000_000))?;
+    relay.stderr.wait_for(0, "it to go on", |line| line.contains("stores again device=dev-1"))?;
+    scene.is_stored().map(drop)
+}
+
+#[test]
+fn a_second_relay_for_a_device_stays_back() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let first = scene.relay()?;
+    scene.load(10)?;
+    let second = scene.relay()?;
+    let back =
+        |relay: &Process| relay.stderr.all().iter().any(|line| line.contains("stays back device=dev-1"));
+    for _ in 0..100 {
+        scene.load(5)?;
+        if back(&first) || back(&second) {
+            break;
+        }
+    }
+    ensure!(back(&first) != back(&second), "one of them stays back");
+    scene.is_stored().map(drop)
+}
+
+#[test]
+fn what_keeps_it_from_beginning_is_said_in_a_line() -> Result<()> {
+    let agent = "ws://127.0.0.1:1/";
+    let nats = Nats::start(&["--user", "lab", "--pass", "secret"])?;
+    let said = refused(&[("a", agent)], &nats.url)?;
+    ensure!(said.contains("refuses the credentials") && said.contains(&nats.url), "{said}");
+    let with_password = |password: &str| nats.url.replace("nats://", &format!("nats://lab:{password}@"));
+    let said = refused(&[("a", agent)], &with_password("wrong"))?;
+    ensure!(said.contains("refuses the credentials") && !said.contains("wrong"), "{said}");
+    let said = refused(&[("a", agent), ("a", "ws://127.0.0.1:2/")], &with_password("secret"))?;
+    ensure!(said.contains("two sources are called a"), "{said}");
+    let port = net::free_port()?;
+    let said = refused(&[("a", agent)], &format!("nats://127.0.0.1:{port}"))?;
+    ensure!(said.contains(&format!("no connection to nats://127.0.0.1:{port}")), "{said}");
+
+    let nats = Nats::start(&[])?;
+    nats.api(
+        "STREAM.CREATE.PLAINTAP",
+        "{\"name\":\"PLAINTAP\",\"subjects\":[\"other.>\"],\"storage\":\"file\"}",
+    )?;
+    let said = refused(&[("a", agent)], &nats.url)?;
+    ensure!(said.contains("the stream PLAINTAP does not take the subjects"), "{said}");
+    Ok(())
+}
