@@ -33,8 +33,8 @@ struct Connection {
     /// Where the next payload should start, read and written: in bytes, those aside that the snap length kept out.
     next: [u64; 2],
     server_name: String,
-    /// Where its addresses must be looked up.
-    search: Search,
+    /// Where its addresses must be looked up, which is seldom.
+    search: Option<Box<Search>>,
     /// What clients choose it by, since its first event.
     subject: Option<Rc<Subject>>,
 }
@@ -43,7 +43,7 @@ struct Connection {
 #[derive(Debug)]
 pub struct Flow {
     connections: Recent<u64, Connection>,
-    /// How many connections that are at most.
+    /// How many connections are remembered for certain.
     remembered: u32,
     /// Who the connections' processes are.
     pub processes: Processes,
@@ -113,14 +113,14 @@ impl Clock {
 }
 
 impl Flow {
-    /// Knows no connection yet, and remembers at most `connections`, as the kernel side's own map does; `searches`: no hook
-    /// tells addresses, so that they are to be looked up.
+    /// Knows no connection yet, and remembers the last `connections`, no fewer than the kernel side's own map: of one that is
+    /// known there only, what came before would count as lost. `searches`: no hook tells addresses, so that they are to be
+    /// looked up.
     pub fn new(searches: bool, connections: u32) -> Self {
         Self {
-            // It keeps up to two generations.
-            connections: Recent::new(connections as usize / 2),
+            connections: Recent::new(connections as usize),
             remembered: connections,
-            processes: Processes::default(),
+            processes: Processes::new(connections as usize / 8),
             lacks_address: false,
             searches,
             questions: Vec::new(),
@@ -139,7 +139,11 @@ impl Flow {
 
     /// Takes in what was found out of a connection's addresses.
     pub fn answer(&mut self, connection_id: u64, look: Look) {
-        self.connections.get_or_insert_with(connection_id, Connection::default).search.answer(look);
+        self.connections
+            .get_or_insert_with(connection_id, Connection::default)
+            .search
+            .get_or_insert_default()
+            .answer(look);
     }
 
     /// What `record` comes to.
@@ -158,12 +162,13 @@ impl Flow {
                 bytes: header.stream_offset,
             },
             _ => {
-                let ends = sides(&header.endpoints).or_else(|| connection.search.ends(header.time_ns));
+                let ends = sides(&header.endpoints)
+                    .or_else(|| connection.search.as_mut().and_then(|search| search.ends(header.time_ns)));
                 self.lacks_address |= ends.is_none();
                 if self.searches
                     && ends.is_none()
                     && self.questions.len() < MAX_QUESTIONS
-                    && connection.search.asks(Instant::now())
+                    && connection.search.get_or_insert_default().asks(Instant::now())
                 {
                     self.questions.push((program, header.connection_id));
                 }

@@ -13,8 +13,6 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::recent::Recent;
 
-/// Processes remembered for certain.
-const PROCESSES: usize = 1024;
 /// A question without an answer is asked again after this.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Questions on their way; more are asked when the process is seen again.
@@ -54,13 +52,12 @@ pub struct Processes {
     questions: Vec<Program>,
 }
 
-impl Default for Processes {
-    fn default() -> Self {
-        Self { known: Recent::new(PROCESSES), questions: Vec::new() }
-    }
-}
-
 impl Processes {
+    /// Knows none yet, and remembers the last `processes`.
+    pub fn new(processes: usize) -> Self {
+        Self { known: Recent::new(processes), questions: Vec::new() }
+    }
+
     /// Takes note that `program` is there.
     pub fn seen(&mut self, program: Program) {
         let entry = self.known.get_or_insert_with(program, || Entry { process: None, asked: None });
@@ -147,7 +144,7 @@ mod tests {
     #[test]
     fn a_program_is_asked_for_once_and_the_next_with_its_process_id_anew() {
         let (first, second) = (Program { pid: 7, life: 0 }, Program { pid: 7, life: 99 });
-        let mut processes = Processes::default();
+        let mut processes = Processes::new(1024);
         processes.seen(first);
         processes.seen(first);
         assert_eq!((processes.questions(), processes.questions()), (vec![first], vec![]));
@@ -160,7 +157,7 @@ mod tests {
 
     #[test]
     fn questions_are_bounded() {
-        let mut processes = Processes::default();
+        let mut processes = Processes::new(1024);
         (0..10_000).for_each(|pid| processes.seen(Program { pid, life: 0 }));
         assert_eq!(processes.questions().len(), MAX_QUESTIONS);
     }
