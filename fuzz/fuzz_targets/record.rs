@@ -7,7 +7,7 @@ use plaintapd::{
 };
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let mut flow = Flow::new(true);
+    let mut flow = Flow::new(true, 8192);
     // Several, so that one meets what another has left.
     for part in data.chunks(144 + 256) {
         if let Ok(record) = Record::parse(part) {
