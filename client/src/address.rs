@@ -128,6 +128,15 @@ impl Address {
         Self { device: Some(Box::new(Device { serial, place })), ..Self::default() }
     }
 
+    /// The same of another device.
+    pub fn of_device(&self, serial: &str) -> Self {
+        let device = self
+            .device
+            .as_ref()
+            .map(|device| Box::new(Device { serial: serial.to_owned(), place: device.place.clone() }));
+        Self { device, ..self.clone() }
+    }
+
     /// `HOST:PORT`, an IPv6 address in brackets.
     pub fn authority(&self) -> String {
         let Self { host, port, .. } = self;

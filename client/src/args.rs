@@ -133,7 +133,7 @@ pub struct WatchArgs {
 #[derive(Debug)]
 pub enum Parsed {
     /// To do this.
-    Run(Command),
+    Run(Box<Command>),
     /// To print this and be done.
     Print(String),
 }
@@ -151,7 +151,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
         Ok(Args { version: true, .. }) => {
             Ok(Parsed::Print(format!("plaintap {}\n", env!("CARGO_PKG_VERSION"))))
         }
-        Ok(Args { command: Some(command), .. }) => Ok(Parsed::Run(command)),
+        Ok(Args { command: Some(command), .. }) => Ok(Parsed::Run(Box::new(command))),
         Ok(Args { command: None, .. }) => Err(UsageError("what to do? Try plaintap watch".to_owned())),
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
         Err(exit) => {
@@ -189,14 +189,16 @@ mod tests {
     #[test]
     fn a_flag_takes_its_value_in_either_form() {
         for line in ["watch --count=5 --max-payload=0", "watch --count 5 --max-payload 0"] {
-            let Ok(Parsed::Run(Command::Watch(args))) = parsed(line) else { panic!("{line}") };
+            let Ok(Parsed::Run(command)) = parsed(line) else { panic!("{line}") };
+            let Command::Watch(args) = *command else { panic!("{line}") };
             assert_eq!((args.count.map(NonZeroU64::get), args.max_payload), (Some(5), Some(0)));
         }
     }
 
     #[test]
     fn the_address_may_be_left_out() {
-        let Ok(Parsed::Run(Command::Watch(args))) = parsed("watch --json") else { panic!() };
+        let Ok(Parsed::Run(command)) = parsed("watch --json") else { panic!() };
+        let Command::Watch(args) = *command else { panic!() };
         assert_eq!(args.url.to_string(), "ws://127.0.0.1:28257/");
     }
 

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let extcap = extcap::is_called(args.next().as_deref()).then(|| "extcap".to_owned());
     let args = args.map(|arg| arg.to_string_lossy().into_owned());
     let command = match args::parse(extcap.into_iter().chain(args)) {
-        Ok(Parsed::Run(command)) => command,
+        Ok(Parsed::Run(command)) => *command,
         Ok(Parsed::Print(text)) => {
             print(&text);
             return ExitCode::SUCCESS;

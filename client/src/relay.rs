@@ -1,18 +1,36 @@
 //! `plaintap relay`: the streams of devices into NATS JetStream, by the crate `plaintap-relay`.
+//!
+//! A thread owns which sources there are (`sources`), and tells the relay whenever that changes: on SIGHUP, and where `adb:*` is
+//! one, when a device comes or goes.
 
-use std::{path::PathBuf, time::Duration};
+mod sources;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 use argh::{ArgsInfo, FromArgs};
-use plaintap_relay::{Incoming, Named, Source, Target};
+use plaintap_relay::{Incoming, Named, Source, Target, Wanted, note};
 use tungstenite::Message;
 
+pub use sources::From;
+use sources::Sources;
+
 use crate::{
-    address::{Address, WrongAddress},
+    adb::{Entry, Kept, Pinned, Server},
+    address::Address,
     commands::{Size, Span},
-    consume::{self, Interrupt},
     follow::{self, Follow},
-    note,
+    note::chain,
 };
+
+/// Between two attempts to reach an adb server that is gone, or a device that an agent is to be put on.
+const AWAY: Duration = Duration::from_secs(2);
 
 /// Sends the streams of devices into NATS JetStream, until Ctrl-C, and keeps nothing itself.
 ///
@@ -27,14 +45,19 @@ use crate::{
   {command_name} --from lab-1=ws://127.0.0.1:28257/ --to nats://127.0.0.1:4222",
     example = "Two phones, and an agent at a Unix socket:
   {command_name} --from adb:R5CT1 --from adb:R5CT2 --from gw=ws+unix:/run/plaintap.sock --to nats://nats.example:4222",
+    example = "Every phone that is plugged in, now or later, with plaintapd put on it and kept running there:
+  {command_name} --from 'adb:*' --install --to nats://nats.example:4222 --metrics 127.0.0.1:9464 -- --uid 10000-19999",
     note = "The stream is made if it is not there, with --max-age and --max-bytes; one that is there is checked and never
 changed. Its messages are plaintext: passwords, cookies, tokens. Say in NATS who may subscribe."
 )]
 pub struct RelayArgs {
-    /// a device's stream, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL, and NAME= before it to call the device so;
-    /// repeatable
+    /// a device's stream, as ws://HOST:PORT/, ws+unix:/PATH, adb:SERIAL or adb:* (every device), and NAME= before it to call the
+    /// device so; repeatable
     #[argh(option, arg_name = "url")]
     pub from: Vec<From>,
+    /// more of these, one a line; # begins a comment. It is read again on SIGHUP
+    #[argh(option, arg_name = "file")]
+    pub sources: Option<PathBuf>,
     /// the NATS server, as nats://HOST:PORT, nats://USER:PASSWORD@HOST:PORT or tls://HOST:PORT; several with commas
     #[argh(option, arg_name = "url")]
     pub to: String,
@@ -53,46 +76,34 @@ pub struct RelayArgs {
     /// how many bytes a stream that is made keeps (default: 10G)
     #[argh(option, arg_name = "size", default = "Size(10_000_000_000)")]
     pub max_bytes: Size,
-}
-
-/// A source, and what its device is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct From {
-    /// The device.
-    pub name: String,
-    /// Where its stream is.
-    pub address: Address,
-}
-
-impl std::str::FromStr for From {
-    type Err = WrongAddress;
-
-    fn from_str(text: &str) -> Result<Self, WrongAddress> {
-        // A name has no colon, which each address has before its query, where a = may stand.
-        if let Some((name, address)) =
-            text.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains(':'))
-        {
-            return Ok(Self { name: name.to_owned(), address: address.parse()? });
-        }
-        let address: Address = text.parse()?;
-        let name = match (&address.device, &address.unix) {
-            (Some(device), _) => device.serial.clone(),
-            (_, Some(path)) => path.display().to_string(),
-            _ => address.authority(),
-        };
-        Ok(Self { name, address })
-    }
+    /// put plaintapd on the devices behind adb and keep it running there: that program, with the flags behind --
+    #[argh(switch)]
+    pub install: bool,
+    /// with --install, the program (default: plaintapd-aarch64 or plaintapd-x86_64 beside plaintap)
+    #[argh(option, arg_name = "file")]
+    pub agent: Option<PathBuf>,
+    /// tell how it goes there, at /metrics for Prometheus and at /health; port 0 is a free one, named on stderr
+    #[argh(option, arg_name = "ip:port")]
+    pub metrics: Option<SocketAddr>,
+    /// with --install, flags for plaintapd, behind --
+    #[argh(positional, arg_name = "flags")]
+    pub flags: Vec<String>,
 }
 
 /// Why nothing is relayed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing is to be.
-    #[error("no source; name one with --from, as --from ws://127.0.0.1:28257/")]
-    NoSource,
-    /// Ctrl-C could not be prepared for.
     #[error(transparent)]
-    Interrupt(#[from] consume::Error),
+    Sources(#[from] sources::Error),
+    /// The flags belong to nobody.
+    #[error("--agent, and flags behind --, are for --install")]
+    NoInstall,
+    /// The agents would listen where adb does not lead.
+    #[error(
+        "adb does not lead to where --ecaptureq says: give one ws://127.0.0.1:PORT/ or ws+unix:@NAME too"
+    )]
+    Place,
     /// It can't begin.
     #[error(transparent)]
     Relay(#[from] plaintap_relay::Error),
@@ -100,9 +111,13 @@ pub enum Error {
 
 /// Runs the command.
 pub fn run(args: RelayArgs) -> Result<(), Error> {
-    if args.from.is_empty() {
-        return Err(Error::NoSource);
-    }
+    let pinned = if args.install {
+        Some(Arc::new(Pinned::new(args.agent, args.flags).ok_or(Error::Place)?))
+    } else if args.agent.is_some() || !args.flags.is_empty() {
+        return Err(Error::NoInstall);
+    } else {
+        None
+    };
     let target = Target {
         url: args.to,
         credentials: args.creds,
@@ -111,51 +126,170 @@ pub fn run(args: RelayArgs) -> Result<(), Error> {
         max_bytes: i64::try_from(args.max_bytes.0).unwrap_or(i64::MAX),
         max_age: args.max_age.0,
     };
-    let sources = args.from.into_iter().map(|From { name, address }| Named {
-        name,
-        whole: !address.chooses(),
-        open: Box::new(move || Box::new(Stream(Follow::new(address.with_backlog(), true)))),
+    let chosen = Sources::new(args.from, args.sources)?;
+    let (wanted, sources) = plaintap_relay::sources();
+    let (news, inbox) = mpsc::channel();
+    let hangup = news.clone();
+    // It ends with the process.
+    thread::spawn(move || choose(chosen, &wanted, pinned.as_ref(), &inbox, &news));
+    // That thread takes news for as long as there are sources.
+    Ok(plaintap_relay::run(&target, args.metrics, sources, || drop(hangup.send(News::Reread)))?)
+}
+
+/// What may change which sources there are.
+enum News {
+    /// The file may say something else.
+    Reread,
+    /// Adb has these devices.
+    Devices(Vec<Entry>),
+}
+
+/// Says which sources there are, now and after each piece of news.
+fn choose(
+    mut chosen: Sources,
+    wanted: &Wanted,
+    pinned: Option<&Arc<Pinned>>,
+    inbox: &mpsc::Receiver<News>,
+    news: &mpsc::Sender<News>,
+) {
+    let mut tracked = false;
+    loop {
+        if chosen.follow_devices() && !tracked {
+            tracked = true;
+            let news = news.clone();
+            thread::spawn(move || track(&news));
+        }
+        if wanted.send(named(chosen.all(), pinned)).is_err() {
+            return;
+        }
+        match inbox.recv() {
+            Ok(News::Reread) => match chosen.reread() {
+                Ok(()) => note("read the sources again"),
+                Err(error) => note(&format!("keeps the sources as they were error={:?}", chain(&error))),
+            },
+            Ok(News::Devices(devices)) => chosen.devices(devices),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Tells which devices adb has, whenever that changes.
+fn track(news: &mpsc::Sender<News>) {
+    let mut told = String::new();
+    loop {
+        let tracked = Server::find().and_then(|server| {
+            server.ensure()?;
+            // What it tells has no ports in it, and they are asked for.
+            server.track(|_| {
+                if let Ok(devices) = server.devices() {
+                    // Nobody listens at the process's end.
+                    let _ = news.send(News::Devices(devices));
+                }
+            })
+        });
+        let Err(error) = tracked;
+        let why = chain(&error);
+        if why != told {
+            note(&format!("can't follow the devices error={why:?}"));
+            told = why;
+        }
+        thread::sleep(AWAY);
+    }
+}
+
+fn named(all: BTreeMap<String, Address>, pinned: Option<&Arc<Pinned>>) -> Vec<Named> {
+    let sources = all.into_iter().map(|(name, address)| {
+        let keeper = address.device.as_ref().zip(pinned).map(|(device, pinned)| Keeper {
+            pinned: pinned.clone(),
+            serial: device.serial.clone(),
+            due: true,
+            told: String::new(),
+        });
+        let address = match &keeper {
+            Some(keeper) => Address { path: address.path.clone(), ..keeper.pinned.address(&keeper.serial) },
+            None => address,
+        };
+        Named {
+            name,
+            place: format!("{address}{}", address.path),
+            whole: !address.chooses(),
+            open: Arc::new(move || {
+                Box::new(Stream { follow: Follow::new(address.with_backlog(), true), keeper: keeper.clone() })
+            }),
+        }
     });
-    // Nothing is to be finished: what is not acknowledged is sent again by the next relay.
-    let _interrupt = Interrupt::new()?;
-    Ok(plaintap_relay::run(&target, sources.collect())?)
+    sources.collect()
 }
 
 /// A stream that goes on when its connection does not.
-struct Stream(Follow);
+struct Stream {
+    follow: Follow,
+    keeper: Option<Keeper>,
+}
 
 impl Source for Stream {
     fn resume_after(&mut self, seq: u64, run: &str) {
-        self.0.resume_after(Some((seq, run)));
+        self.follow.resume_after(Some((seq, run)));
     }
 
     fn receive(&mut self) -> Result<Incoming, String> {
-        match self.0.receive() {
+        if let Some(keeper) = &mut self.keeper
+            && let Some(why) = keeper.keep()
+        {
+            return Ok(why);
+        }
+        match self.follow.receive() {
             Ok(follow::Incoming::Message(Message::Binary(bytes))) => Ok(Incoming::Message(bytes)),
             Ok(follow::Incoming::Message(_) | follow::Incoming::Idle) => Ok(Incoming::Nothing),
-            Ok(follow::Incoming::Down(why, _)) => Ok(Incoming::Down(why)),
+            Ok(follow::Incoming::Down(why, _)) => {
+                self.keeper.iter_mut().for_each(|keeper| keeper.due = true);
+                Ok(Incoming::Down(why))
+            }
             Ok(follow::Incoming::Connected { .. }) => Ok(Incoming::Connected),
-            Err(error) => Err(note::chain(&error)),
+            Err(error) => Err(chain(&error)),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Sees to it that the device has its agent, before each connection.
+#[derive(Clone)]
+struct Keeper {
+    pinned: Arc<Pinned>,
+    serial: String,
+    /// It has not been looked at since the last connection ended.
+    due: bool,
+    told: String,
+}
 
-    #[test]
-    fn a_device_has_the_name_that_it_is_given_or_that_of_its_place() {
-        for (text, name, shown) in [
-            ("lab=ws://h:1/?comm=curl", "lab", "ws://h:1/"),
-            ("ws://h:1/?comm=curl", "h:1", "ws://h:1/"),
-            ("adb:R5", "R5", "adb:R5"),
-            ("gw=adb:R5?pid=1", "gw", "adb:R5"),
-            ("ws+unix:/run/p.sock", "/run/p.sock", "ws+unix:/run/p.sock"),
-        ] {
-            let from: From = text.parse().unwrap();
-            assert_eq!((from.name.as_str(), from.address.to_string()), (name, shown.to_owned()), "{text}");
+impl Keeper {
+    /// Looks, if that is due; what to say instead of connecting, if the agent can't be had.
+    fn keep(&mut self) -> Option<Incoming> {
+        if !self.due {
+            return None;
         }
-        assert!("=ws://h/".parse::<From>().is_err() && "lab=h".parse::<From>().is_err());
+        match self.pinned.keep(&self.serial) {
+            Ok(kept) => {
+                self.due = false;
+                self.told.clear();
+                match kept {
+                    Kept::AsItWas => {}
+                    Kept::Started => note(&format!("started plaintapd serial={}", self.serial)),
+                    Kept::Installed => {
+                        note(&format!("installed and started plaintapd serial={}", self.serial))
+                    }
+                }
+                None
+            }
+            Err(error) => {
+                thread::sleep(AWAY);
+                let why = chain(&error);
+                Some(if why == self.told {
+                    Incoming::Nothing
+                } else {
+                    self.told.clone_from(&why);
+                    Incoming::Down(why)
+                })
+            }
+        }
     }
 }

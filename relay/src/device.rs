@@ -4,7 +4,10 @@
 //! message that was stored though its acknowledgement was lost is not stored again, messages keep their order, and of two
 //! relays for one device only one gets through: both send the same messages, and of each only one is taken.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use async_nats::{
     HeaderMap,
@@ -19,9 +22,10 @@ use async_nats::{
 use tokio::time::sleep;
 
 use crate::{
+    metrics::{Gauges, Waiting},
     note,
     subject::{self, Kind},
-    track::{Outgoing, Place},
+    track::{About, Outgoing, Place},
 };
 
 /// Between attempts to store a message.
@@ -39,6 +43,7 @@ pub struct Device {
     name: String,
     /// The sequence number of the last message of each kind.
     last: HashMap<Kind, u64>,
+    gauges: Gauges,
 }
 
 /// A device's last message of a kind, as it is stored.
@@ -52,8 +57,8 @@ struct Stored {
 
 impl Device {
     /// A device by its name; `read_place` comes first.
-    pub fn new(context: jetstream::Context, stream: Stream, name: String) -> Self {
-        Self { context, stream, name, last: HashMap::new() }
+    pub fn new(context: jetstream::Context, stream: Stream, name: String, gauges: Gauges) -> Self {
+        Self { context, stream, name, last: HashMap::new(), gauges }
     }
 
     /// Reads back from the stream where this device's ends. Tries until it can.
@@ -105,19 +110,31 @@ impl Device {
 
     /// Stores a message, however long that takes.
     pub async fn store(&mut self, message: &Outgoing) -> Result<(), Fenced> {
+        let mut trouble = None;
+        let stored = self.store_in_spite_of(message, &mut trouble).await;
+        if trouble.is_some() && stored.is_ok() {
+            note(&format!("stores again device={}", self.name));
+        }
+        stored
+    }
+
+    /// `trouble` is there once an attempt has failed.
+    async fn store_in_spite_of(
+        &mut self,
+        message: &Outgoing,
+        trouble: &mut Option<Waiting>,
+    ) -> Result<(), Fenced> {
         let subject = subject::subject(&self.name, message.kind);
         let mut delay = FIRST_DELAY;
-        let mut failed = false;
         loop {
             let expected = self.last.get(&message.kind).copied().unwrap_or(0);
+            let begun = Instant::now();
             match self.publish(&subject, message, expected).await {
                 // At the first attempt nobody but another relay can have stored it.
-                Ok(ack) if ack.duplicate && message.seq > 0 && !failed => return Err(Fenced),
+                Ok(ack) if ack.duplicate && message.seq > 0 && trouble.is_none() => return Err(Fenced),
                 Ok(ack) => {
                     self.last.insert(message.kind, ack.sequence);
-                    if failed {
-                        note(&format!("stores again device={}", self.name));
-                    }
+                    self.gauges.stored(message, begun.elapsed());
                     return Ok(());
                 }
                 Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
@@ -125,7 +142,12 @@ impl Device {
                     self.last.insert(message.kind, stored.as_ref().map_or(0, |stored| stored.sequence));
                     match stored {
                         // It is there already, and its acknowledgement was lost.
-                        Some(stored) if failed && stored.id == id(message) && stored.body == message.body => {
+                        Some(stored)
+                            if trouble.is_some()
+                                && stored.id == id(message)
+                                && stored.body == message.body =>
+                        {
+                            self.gauges.stored(message, begun.elapsed());
                             return Ok(());
                         }
                         // A line without a number, which anyone may put in between.
@@ -136,10 +158,10 @@ impl Device {
                     }
                 }
                 Err(error) => {
-                    if !failed {
+                    trouble.get_or_insert_with(|| {
                         note(&format!("waits device={} error={:?}", self.name, chain(&error)));
-                    }
-                    failed = true;
+                        self.gauges.waiting()
+                    });
                     wait(&mut delay).await;
                 }
             }
@@ -166,7 +188,7 @@ impl Device {
         if message.gap > 0 {
             headers.insert(subject::GAP, message.gap.to_string().as_str());
         }
-        if let Some((pid, comm, host)) = &message.about {
+        if let Some(About { pid, comm, host, .. }) = &message.about {
             headers.insert(subject::PID, pid.to_string().as_str());
             headers.insert(subject::COMM, subject::header_text(comm).as_str());
             if !host.is_empty() {
@@ -189,14 +211,8 @@ fn id(message: &Outgoing) -> Option<String> {
 
 async fn wait(delay: &mut Duration) {
     // Where many wait for one server, they don't come back as one: from half of it to all.
-    let part = f64::from(std::process::id().wrapping_mul(2_654_435_761) ^ now()) / f64::from(u32::MAX);
-    sleep(delay.mul_f64(0.5 + part / 2.0)).await;
+    sleep(delay.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     *delay = (*delay * 2).min(LONGEST_DELAY);
-}
-
-/// The clock's last digits.
-fn now() -> u32 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos())
 }
 
 /// An error and its causes, in one line.

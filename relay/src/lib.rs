@@ -1,15 +1,16 @@
 //! Sends the streams of many devices into NATS JetStream, and keeps nothing itself: where each goes on is read back from
 //! the stream.
 //!
-//! A source is read by a thread of its own (`Source` blocks), which knows by `track` what was sent and what is missing; a
-//! task takes what it reads and has it stored (`device`). Between them is a short queue: where storing is slow, reading
-//! waits, and with it the device's journal.
+//! Which sources there are is said from outside, anew whenever that changes; `fleet` has a thread and a task for each. `track`
+//! knows what was sent and what is missing, `device` has it stored, `metrics` tells who asks how that goes.
 
 pub mod device;
+mod fleet;
+pub mod metrics;
 pub mod subject;
 pub mod track;
 
-use std::{io, path::PathBuf, thread, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
     ConnectErrorKind, ConnectOptions,
@@ -22,13 +23,10 @@ use async_nats::{
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use device::{Device, Fenced, chain};
-use track::{Outgoing, Place, Track};
+use device::chain;
+use fleet::Fleet;
+use metrics::Metrics;
 
-/// Messages between a source's thread and its task.
-const QUEUE: usize = 64;
-/// How long a relay that was fenced off stays back before it looks whether the other still sends.
-const STAY_BACK: Duration = Duration::from_secs(30);
 /// A message sent twice within this time is stored once. NATS's own default.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
@@ -57,10 +55,22 @@ pub trait Source: Send + 'static {
 pub struct Named {
     /// The device.
     pub name: String,
+    /// Where it is: a source that has another place than before under its name is another one.
+    pub place: String,
     /// Nothing is left out on purpose: each hole in its numbers is a loss.
     pub whole: bool,
     /// Begins it from all that the device still has.
-    pub open: Box<dyn Fn() -> Box<dyn Source> + Send>,
+    pub open: Arc<dyn Fn() -> Box<dyn Source> + Send + Sync>,
+}
+
+/// Says which sources there are: all of them, each time.
+pub type Wanted = mpsc::UnboundedSender<Vec<Named>>;
+/// What was said so.
+pub type Sources = mpsc::UnboundedReceiver<Vec<Named>>;
+
+/// A way to say which sources there are.
+pub fn sources() -> (Wanted, Sources) {
+    mpsc::unbounded_channel()
 }
 
 /// Where to, and how.
@@ -121,42 +131,104 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// Two sources have one name.
-    #[error("two sources are called {0}; give one another name: --from NAME=URL")]
-    SameName(String),
+    /// Nobody can ask there how it goes.
+    #[error("can't listen on {0} for --metrics")]
+    Metrics(SocketAddr, #[source] io::Error),
 }
 
 /// A line for the person: what happens, in `key=value`.
-pub(crate) fn note(text: &str) {
+pub fn note(text: &str) {
     eprintln!("plaintap relay: {text}");
 }
 
-/// Relays all of `sources` until the process ends; returns only if it can't begin.
-pub fn run(target: &Target, sources: Vec<Named>) -> Result<(), Error> {
-    let mut names: Vec<_> = sources.iter().map(|source| &source.name).collect();
-    names.sort();
-    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Error::SameName(twice[0].clone()));
-    }
+/// Relays all of `sources` until SIGINT or SIGTERM; `hangup` is called on SIGHUP. What is not acknowledged then is sent again by
+/// the next relay.
+pub fn run(
+    target: &Target,
+    metrics_at: Option<SocketAddr>,
+    mut sources: Sources,
+    hangup: impl Fn(),
+) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(Error::Start)?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
+        let mut signals = Signals::new().map_err(Error::Start)?;
         let (context, stream) = connect(target).await?;
-        note(&format!(
-            "connected to={} stream={} sources={}",
-            without_secret(&target.url),
-            target.stream,
-            sources.len()
-        ));
-        let tasks = sources.into_iter().map(|source| {
-            tokio::spawn(relay(Device::new(context.clone(), stream.clone(), source.name.clone()), source))
-        });
-        futures_util::future::join_all(tasks).await;
-        Ok(())
-    })
+        note(&format!("connected to={} stream={}", without_secret(&target.url), target.stream));
+        let metrics = Arc::new(Metrics::new(context.client()));
+        if let Some(place) = metrics_at {
+            metrics::serve(place, metrics.clone()).await.map_err(|error| Error::Metrics(place, error))?;
+        }
+        let mut fleet = Fleet::new(context, stream, metrics);
+        loop {
+            tokio::select! {
+                Some(wanted) = sources.recv() => fleet.set(wanted),
+                signal = signals.next() => match signal {
+                    Signal::End => return Ok(()),
+                    Signal::Hangup => hangup(),
+                },
+            }
+        }
+    });
+    // Sources' threads wait for the network, and have nothing to finish.
+    runtime.shutdown_background();
+    ended
+}
+
+/// What a signal asks for.
+enum Signal {
+    End,
+    Hangup,
+}
+
+/// The signals that mean something to a relay.
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::End,
+            _ = self.terminate.recv() => Signal::End,
+            _ = self.hangup.recv() => Signal::Hangup,
+        }
+    }
+}
+
+/// Ctrl-C, where there is no more.
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) -> Signal {
+        // Without a way to wait for it the process ends by it all the same.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        Signal::End
+    }
 }
 
 /// A server's URL without the user and the password that may be in it.
@@ -237,88 +309,4 @@ async fn stream(context: &jetstream::Context, target: &Target, server: &str) -> 
         return Err(unfit("acknowledges nothing"));
     }
     Ok(stream)
-}
-
-/// Relays one source for ever.
-async fn relay(mut device: Device, source: Named) {
-    let name = source.name.clone();
-    loop {
-        let place = device.read_place().await;
-        note(&format!("goes on device={name} run={:?} after_seq={}", place.run, place.seq));
-        let (sender, mut receiver) = mpsc::channel(QUEUE);
-        let reading = (source.open)();
-        let (label, track) = (name.clone(), Track::new(place, source.whole));
-        let thread = thread::Builder::new()
-            .name("relay-source".to_owned())
-            .stack_size(256 << 10)
-            .spawn(move || read(&label, reading, track, &sender));
-        if let Err(error) = thread {
-            note(&format!("can't start device={name} error={:?}", error.to_string()));
-        }
-        let mut fenced = false;
-        while let Some(message) = receiver.recv().await {
-            if let Err(Fenced) = device.store(&message).await {
-                fenced = true;
-                break;
-            }
-        }
-        if !fenced {
-            // It said why.
-            return;
-        }
-        drop(receiver);
-        note(&format!("stays back device={name}: another relay sends it"));
-        let mut before = device.read_place().await;
-        loop {
-            tokio::time::sleep(STAY_BACK).await;
-            let now = device.read_place().await;
-            if now == before {
-                break;
-            }
-            before = now;
-        }
-    }
-}
-
-/// Reads a source until nobody wants what it reads, or it has no more.
-fn read(name: &str, mut source: Box<dyn Source>, mut track: Track, sender: &mpsc::Sender<Outgoing>) {
-    let resume = |source: &mut Box<dyn Source>, place: &Place| {
-        if !place.run.is_empty() {
-            source.resume_after(place.seq, &place.run);
-        }
-    };
-    resume(&mut source, track.place());
-    loop {
-        match source.receive() {
-            Ok(Incoming::Message(bytes)) => match track.take(bytes) {
-                Ok(messages) => {
-                    for message in messages {
-                        if sender.blocking_send(message).is_err() {
-                            return;
-                        }
-                    }
-                }
-                Err(error) => {
-                    note(&format!("skips what is no LogEntry device={name} error={:?}", error.to_string()))
-                }
-            },
-            Ok(Incoming::Connected) => {
-                note(&format!("source is there device={name}"));
-                track.connected();
-            }
-            Ok(Incoming::Down(why)) => {
-                note(&format!("source is away device={name} error={why:?}"));
-                resume(&mut source, track.place());
-            }
-            Ok(Incoming::Nothing) => {
-                if sender.is_closed() {
-                    return;
-                }
-            }
-            Err(why) => {
-                note(&format!("source ends device={name} error={why:?}"));
-                return;
-            }
-        }
-    }
 }

@@ -26,10 +26,23 @@ pub struct Outgoing {
     pub place: Place,
     /// How many messages are missing, where it says so.
     pub gap: u64,
-    /// Of an event: process, thread's name, host name.
-    pub about: Option<(i64, String, String)>,
+    /// Of an event.
+    pub about: Option<About>,
     /// The bytes.
     pub body: Bytes,
+}
+
+/// What tells an event from others without decoding it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// Its process.
+    pub pid: i64,
+    /// The thread's name.
+    pub comm: String,
+    /// The host name that its connection asked for; empty: not known.
+    pub host: String,
+    /// When it was, by the device's clock, in nanoseconds since 1970.
+    pub timestamp: i64,
 }
 
 /// Of the lines that a server sends before it names its run, as many are kept as the largest server keeps.
@@ -129,7 +142,13 @@ impl Track {
         self.place.seq = self.place.seq.max(seq);
         let (kind, about) = match &entry.payload {
             Some(Payload::EventPayload(event)) => {
-                (Kind::Event, Some((event.pid, event.pname.clone(), event.server_name.clone())))
+                let about = About {
+                    pid: event.pid,
+                    comm: event.pname.clone(),
+                    host: event.server_name.clone(),
+                    timestamp: event.timestamp,
+                };
+                (Kind::Event, Some(about))
             }
             Some(Payload::HeartbeatPayload(_)) => (Kind::Heartbeat, None),
             _ => (Kind::Log, None),

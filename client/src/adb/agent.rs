@@ -44,6 +44,17 @@ fn end(device: &Device, root: Root, path: &str, pids: &str) -> Result<String, Er
     Ok(output.out)
 }
 
+/// The command line of the agent that runs from that path, if one does.
+pub fn command_line(device: &Device, root: Root, path: &str) -> Result<Option<Vec<String>>, Error> {
+    let script = format!(
+        "for p in $(pidof plaintapd); do if [ \"$(readlink /proc/$p/exe)\" = {} ]; then cat /proc/$p/cmdline; break; fi; done",
+        quoted(path)
+    );
+    let output = device.run("looking for plaintapd", &root.command(&script), END)?;
+    let words = output.out.split_terminator('\0').map(str::to_owned);
+    Ok(Some(words.collect()).filter(|words: &Vec<String>| !words.is_empty()))
+}
+
 impl Agent {
     /// Starts it in a session of its own, which a pulled cable does not end, and waits until it `serves`.
     pub fn start(

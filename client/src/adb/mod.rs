@@ -2,13 +2,15 @@
 //! is run, but to start the server.
 //!
 //! `server` is the adb server, `stream` the words on a connection to it, `device` what is asked of one device, `agent` the
-//! agent's life there. Nothing is kept between connections.
+//! agent's life there, for as long as it is watched (`run`) or for good (`keep`). Nothing is kept between connections.
 
 mod agent;
 mod args;
 mod device;
 pub mod doctor;
 mod files;
+#[cfg(feature = "relay")]
+mod keep;
 mod run;
 mod server;
 mod shell;
@@ -17,8 +19,10 @@ mod stream;
 use std::{io, net::TcpStream};
 
 pub use args::{AdbArgs, DoctorArgs};
+#[cfg(feature = "relay")]
+pub use keep::{Kept, Pinned};
 pub use run::{RunError, run};
-pub use server::Server;
+pub use server::{Entry, Server};
 
 /// Where the agent listens on the device, and `adb forward` leads by habit.
 pub const AGENT_PORT: u16 = 28257;
@@ -112,6 +116,16 @@ pub enum Error {
         what: &'static str,
         /// What the device said.
         said: String,
+    },
+    /// Somebody else listens where the agent would.
+    #[error("{place} on {serial} is taken by another program than {path}")]
+    Taken {
+        /// The device.
+        serial: String,
+        /// Where, as adb names it.
+        place: String,
+        /// The agent's program.
+        path: String,
     },
     /// The agent ended before it served.
     #[error("plaintapd did not start: {said}{hint}")]

@@ -36,6 +36,13 @@ pub struct Entry {
     pub about: String,
 }
 
+impl Entry {
+    /// The port that it is plugged into, as `usb:1-1.2`: a name for it where others have the same serial number.
+    pub fn port(&self) -> Option<&str> {
+        self.about.split_whitespace().next().filter(|word| word.starts_with("usb:"))
+    }
+}
+
 impl Server {
     /// Where the environment says it is, by the same variables as for adb itself.
     pub fn find() -> Result<Self, Error> {
@@ -202,10 +209,10 @@ fn choose(all: Vec<Entry>, serial: &str) -> Result<String, Error> {
             _ => return Err(Error::Several(serials(&all))),
         }
     } else {
-        let found = all.iter().find(|entry| entry.serial == serial);
+        let found = all.iter().find(|entry| entry.serial == serial || entry.port() == Some(serial));
         found.ok_or_else(|| Error::Unknown(serial.to_owned(), serials(&all)))?
     };
-    let serial = device.serial.clone();
+    let serial = if serial.is_empty() { device.serial.clone() } else { serial.to_owned() };
     match device.state.as_str() {
         "device" => Ok(serial),
         "unauthorized" | "authorizing" => Err(Error::Unauthorized(serial)),
@@ -266,6 +273,7 @@ mod tests {
         assert_eq!(all.len(), 3);
         assert_eq!((all[0].serial.as_str(), all[0].state.as_str()), ("0123456789ABCDEF", "device"));
         assert!(all[0].about.contains("model:Pixel_7"));
+        assert_eq!((all[0].port(), all[1].port()), (Some("usb:1-1"), None));
         assert_eq!((all[1].serial.as_str(), all[1].state.as_str()), ("192.168.1.5:5555", "offline"));
         assert!(all[2].state.starts_with("no permissions (user"));
     }
@@ -276,6 +284,7 @@ mod tests {
         assert_eq!(chosen("a device", "").unwrap(), "a");
         assert_eq!(chosen("a device\nb device", "b").unwrap(), "b");
         assert_eq!(chosen("a offline\nb device", "").unwrap(), "b");
+        assert_eq!(chosen("a device usb:1-1 model:x\na device usb:1-2", "usb:1-2").unwrap(), "usb:1-2");
         assert!(matches!(chosen("", ""), Err(Error::NoDevice)));
         assert!(matches!(chosen("", "a"), Err(Error::Unknown(..))));
         assert!(matches!(chosen("b device", "a"), Err(Error::Unknown(..))));

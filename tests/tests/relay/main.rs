@@ -2,6 +2,7 @@
 //!
 //! A binary of its own, as it wants a `plaintap` with the cargo feature `relay`.
 
+mod fleet;
 mod nats;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,80 @@
+//! An agent that is to be on a device and stay there: the program that was pinned, with the flags that were pinned.
+//!
+//! Looked after whenever the way to the device was cut: a device that was away may come back as it was made.
+
+use std::path::PathBuf;
+
+use super::{
+    Error,
+    agent::{self, Agent},
+    device::{self, Device, Root},
+    server::Server,
+};
+use crate::{
+    address::Address,
+    source::{Patience, Source},
+};
+
+/// What is to be there.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    /// The program; `None`: the one beside this program, for the device's CPU.
+    pub program: Option<PathBuf>,
+    /// Its flags.
+    pub flags: Vec<String>,
+    /// Where these have it listen, as adb names it.
+    place: String,
+}
+
+/// What was done for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing: it was there and ran.
+    AsItWas,
+    /// It was there, and was started.
+    Started,
+    /// It was put there and started.
+    Installed,
+}
+
+impl Pinned {
+    /// `None`: the flags have it listen where adb does not lead.
+    pub fn new(program: Option<PathBuf>, flags: Vec<String>) -> Option<Self> {
+        let place = agent::place(&flags)?;
+        Some(Self { program, flags, place })
+    }
+
+    /// Where it listens on a device.
+    pub fn address(&self, serial: &str) -> Address {
+        Address::device_at(serial.to_owned(), self.place.clone())
+    }
+
+    /// Sees to it that just this program runs on the device, with just these flags.
+    pub fn keep(&self, serial: &str) -> Result<Kept, Error> {
+        let server = Server::find()?;
+        server.ensure()?;
+        let device = Device::find(server, serial)?;
+        let facts = device.facts()?;
+        let (_, program) = device::program(self.program.as_ref(), &facts.machine)?;
+        let root = device.root(&facts)?;
+        let path = format!("{}/plaintapd", facts.folder);
+        let installed = device.install(&program, &path)?;
+        if !installed && self.runs(&device, root, &path)? {
+            return Ok(Kept::AsItWas);
+        }
+        agent::end_others(&device, root, &path)?;
+        if agent::listens(&device, &self.place)? {
+            return Err(Error::Taken { serial: serial.to_owned(), place: self.place.clone(), path });
+        }
+        let url = self.address(&device.serial);
+        // It listens before its programs are loaded, and answers only then.
+        let serves = || Source::connect(&url, Patience::default()).is_ok();
+        Agent::start(&device, &facts, root, &path, &self.flags, serves)?;
+        Ok(if installed { Kept::Installed } else { Kept::Started })
+    }
+
+    fn runs(&self, device: &Device, root: Root, path: &str) -> Result<bool, Error> {
+        let line = agent::command_line(device, root, path)?;
+        Ok(line.is_some_and(|line| line.split_first().is_some_and(|(_, flags)| flags == self.flags)))
+    }
+}

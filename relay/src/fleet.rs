@@ -1,0 +1,187 @@
+//! The devices that are relayed now: a thread and a task for each.
+//!
+//! The thread reads the source, which blocks; the task has what was read stored. Between them is a short queue: where storing
+//! is slow, reading waits, and with it the device's journal. A source that is wanted no more is read no more; what was read of
+//! it is stored first, and only then may its device come again.
+
+use std::{collections::HashMap, sync::Arc, thread, time::Duration};
+
+use async_nats::jetstream::{self, stream::Stream};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    Incoming, Named, Source,
+    device::{Device, Fenced},
+    metrics::{Gauges, Metrics},
+    note,
+    track::{Outgoing, Place, Track},
+};
+
+/// Messages between a source's thread and its task.
+const QUEUE: usize = 64;
+/// How long a relay that was fenced off stays back before it looks whether the other still sends.
+const STAY_BACK: Duration = Duration::from_secs(30);
+
+/// All devices that are, or were a moment ago, relayed.
+pub struct Fleet {
+    context: jetstream::Context,
+    stream: Stream,
+    metrics: Arc<Metrics>,
+    running: HashMap<String, Running>,
+}
+
+/// A device that is relayed.
+struct Running {
+    place: String,
+    /// Goes with the wish for it.
+    wanted: Option<watch::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Fleet {
+    /// None yet.
+    pub fn new(context: jetstream::Context, stream: Stream, metrics: Arc<Metrics>) -> Self {
+        Self { context, stream, metrics, running: HashMap::new() }
+    }
+
+    /// Relays these and no others.
+    pub fn set(&mut self, wanted: Vec<Named>) {
+        let mut wanted: HashMap<String, Named> =
+            wanted.into_iter().map(|source| (source.name.clone(), source)).collect();
+        self.running.retain(|name, running| {
+            if wanted.get(name).is_some_and(|source| source.place == running.place)
+                && !running.task.is_finished()
+            {
+                // One that was wanted no more, and is again, begins anew.
+                if running.wanted.is_some() {
+                    wanted.remove(name);
+                }
+            } else if running.wanted.take().is_some() {
+                note(&format!("removes device={name}"));
+            }
+            !running.task.is_finished()
+        });
+        for (name, source) in wanted {
+            let before = self.running.remove(&name).map(|running| running.task);
+            let (sender, receiver) = watch::channel(());
+            let place = source.place.clone();
+            note(&format!("adds device={name} place={place}"));
+            let gauges = self.metrics.device(&name);
+            let device = Device::new(self.context.clone(), self.stream.clone(), name.clone(), gauges.clone());
+            let task = tokio::spawn(async move {
+                if let Some(before) = before {
+                    // It ends when what it has read is stored.
+                    let _ = before.await;
+                }
+                relay(device, source, &gauges, receiver).await;
+                gauges.connected(false);
+            });
+            self.running.insert(name, Running { place, wanted: Some(sender), task });
+        }
+    }
+}
+
+/// Relays one source until it has no more, or is wanted no more.
+async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: watch::Receiver<()>) {
+    let name = source.name.clone();
+    loop {
+        let place = tokio::select! {
+            place = device.read_place() => place,
+            _ = wanted.changed() => return,
+        };
+        note(&format!("goes on device={name} run={:?} after_seq={}", place.run, place.seq));
+        let (sender, mut receiver) = mpsc::channel(QUEUE);
+        let (open, label, its) = (source.open.clone(), name.clone(), gauges.clone());
+        let track = Track::new(place, source.whole);
+        let thread = thread::Builder::new()
+            .name("relay-source".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || read(&label, open(), track, &sender, &its));
+        if let Err(error) = thread {
+            note(&format!("can't start device={name} error={:?}", error.to_string()));
+        }
+        let fenced = loop {
+            let message = tokio::select! {
+                message = receiver.recv() => message,
+                // Nothing more is read; what was read is still to be had.
+                _ = wanted.changed(), if !receiver.is_closed() => {
+                    receiver.close();
+                    continue;
+                }
+            };
+            let Some(message) = message else { break false };
+            gauges.queued(receiver.len());
+            if let Err(Fenced) = device.store(&message).await {
+                break true;
+            }
+        };
+        if !fenced {
+            // The source said why, or it is wanted no more.
+            return;
+        }
+        drop(receiver);
+        note(&format!("stays back device={name}: another relay sends it"));
+        let mut before = device.read_place().await;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(STAY_BACK) => {}
+                _ = wanted.changed() => return,
+            }
+            let now = device.read_place().await;
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+    }
+}
+
+/// Reads a source until nobody wants what it reads, or it has no more.
+fn read(
+    name: &str,
+    mut source: Box<dyn Source>,
+    mut track: Track,
+    sender: &mpsc::Sender<Outgoing>,
+    gauges: &Gauges,
+) {
+    let resume = |source: &mut Box<dyn Source>, place: &Place| {
+        if !place.run.is_empty() {
+            source.resume_after(place.seq, &place.run);
+        }
+    };
+    resume(&mut source, track.place());
+    while !sender.is_closed() {
+        match source.receive() {
+            Ok(Incoming::Message(bytes)) => match track.take(bytes) {
+                Ok(messages) => {
+                    for message in messages {
+                        if sender.blocking_send(message).is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => {
+                    note(&format!("skips what is no LogEntry device={name} error={:?}", error.to_string()))
+                }
+            },
+            Ok(Incoming::Connected) => {
+                note(&format!("source is there device={name}"));
+                gauges.connected(true);
+                track.connected();
+            }
+            Ok(Incoming::Down(why)) => {
+                note(&format!("source is away device={name} error={why:?}"));
+                gauges.connected(false);
+                resume(&mut source, track.place());
+            }
+            Ok(Incoming::Nothing) => {}
+            Err(why) => {
+                note(&format!("source ends device={name} error={why:?}"));
+                return;
+            }
+        }
+    }
+}

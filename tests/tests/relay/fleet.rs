@@ -1,0 +1,144 @@
+//! Sources that come and go while a relay runs, and how it tells whoever asks how that goes.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use plaintap_tests::agent::Agent;
+use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::process::Process;
+use plaintap_tests::{BORINGSSL, PATIENCE, need, until};
+use tempfile::NamedTempFile;
+
+use crate::nats::Nats;
+use crate::{Scene, command};
+
+/// Waits until messages of a device with so many bytes and more are stored.
+fn is_stored_of(nats: &Nats, device: &str, bytes: usize) -> Result<()> {
+    let subject = format!("plaintap.{device}.event");
+    until(&format!("{bytes} bytes of {device} to be stored"), || {
+        let stored = nats.stored()?;
+        let sizes =
+            stored.iter().filter(|message| message.subject == subject).map(|message| message.body.len());
+        Ok((sizes.sum::<usize>() >= bytes).then_some(()))
+    })
+}
+
+#[test]
+fn a_file_of_sources_is_read_again_on_sighup() -> Result<()> {
+    let mut drivers = [Driver::start(BORINGSSL)?, Driver::start(BORINGSSL)?];
+    let agents =
+        [Agent::watching(drivers[0].pid(), BORINGSSL)?, Agent::watching(drivers[1].pid(), BORINGSSL)?];
+    let nats = Nats::start(&[])?;
+    let mut file = NamedTempFile::new()?;
+    writeln!(file, "# the lab\none={}", agents[0].url)?;
+    let mut command = Command::new(need::binary("plaintap")?);
+    command.args(["relay", "--to", &nats.url, "--max-bytes", "1G", "--sources"]).arg(file.path());
+    let mut relay = Process::start(&mut command)?;
+    let mut said = 0;
+    let mut says = |relay: &Process, what: &str| -> Result<()> {
+        said = relay.stderr.wait_for(said, what, |line| line.contains(what))?.0 + 1;
+        Ok(())
+    };
+    says(&relay, "source is there device=one")?;
+    drivers[0].write(Side::Client, 5000, 1)?;
+    is_stored_of(&nats, "one", 5000)?;
+
+    writeln!(file, "two={}", agents[1].url)?;
+    relay.signal(Signal::SIGHUP)?;
+    says(&relay, "source is there device=two")?;
+    drivers[1].write(Side::Client, 5000, 2)?;
+    is_stored_of(&nats, "two", 5000)?;
+
+    writeln!(file, "three=ws:/wrong")?;
+    relay.signal(Signal::SIGHUP)?;
+    says(&relay, "line 4: \\\"ws:/wrong\\\" ")?;
+    drivers[0].write(Side::Client, 5000, 3)?;
+    is_stored_of(&nats, "one", 10_000)?;
+
+    // The first one goes; and the second, which was elsewhere, comes again behind what it had.
+    std::fs::write(file.path(), format!("two={}?logs=1\n", agents[1].url))?;
+    relay.signal(Signal::SIGHUP)?;
+    says(&relay, "goes on device=two")?;
+    says(&relay, "source is there device=two")?;
+    let before = relay.stderr.all();
+    ensure!(before.iter().any(|line| line.contains("removes device=one")), "{before:#?}");
+    ensure!(
+        !before.iter().any(|line| line.contains("after_seq=0") && line.contains("run=\"0")),
+        "{before:#?}"
+    );
+    drivers[1].write(Side::Client, 5000, 4)?;
+    is_stored_of(&nats, "two", 10_000)?;
+    let stored = nats.stored()?;
+    let numbers: Vec<u64> = stored
+        .iter()
+        .filter(|message| message.subject.starts_with("plaintap.two.") && message.seq > 0)
+        .map(|message| message.seq)
+        .collect();
+    ensure!(numbers.is_sorted_by(|one, next| one < next), "twice, or in disorder: {numbers:?}");
+    relay.signal(Signal::SIGTERM)?;
+    ensure!(relay.wait()?.success());
+    Ok(())
+}
+
+/// The status and the body of what is answered at a port.
+fn asked(port: u16, request: &str) -> Result<(String, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "{request} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| answer.clone())?;
+    Ok((head.split(' ').nth(1).context("no status")?.to_owned(), body.to_owned()))
+}
+
+#[test]
+fn metrics_tell_of_each_device_how_it_goes_and_health_whether_all_is_well() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let mut command = command(&[("lab \"1\"", &scene.agent.url)], &scene.nats.url)?;
+    let relay = Process::start(command.args(["--metrics", "127.0.0.1:0"]))?;
+    let (_, line) = relay.stderr.wait_for(0, "metrics", |line| line.contains("metrics at="))?;
+    let port = line.trim_end_matches("/metrics").rsplit(':').next().context("no port")?.parse()?;
+    relay.stderr.wait_for(0, "the source", |line| line.contains("source is there"))?;
+    scene.load(20)?;
+    let stored = scene.is_stored()?;
+    let device = "{device=\"lab \\\"1\\\"\"}";
+    let last = stored.iter().map(|message| message.seq).max().context("nothing")?;
+    let bytes: usize = stored.iter().map(|message| message.body.len()).sum();
+    let told = until("metrics of all that was stored", || {
+        let (status, text) = asked(port, "GET /metrics")?;
+        ensure!(status == "200" && text.ends_with("# EOF\n"), "{status}: {text}");
+        let value = |name: &str| {
+            let line =
+                text.lines().find_map(|line| line.strip_prefix(&format!("plaintap_relay_{name}{device} ")));
+            line.and_then(|value| value.parse::<f64>().ok())
+        };
+        // A heartbeat may have been stored since.
+        let all = value("stored_messages_total").is_some_and(|messages| messages >= stored.len() as f64);
+        Ok(all.then(|| {
+            [
+                "connected",
+                "last_seq",
+                "stored_bytes_total",
+                "gaps_total",
+                "publish_seconds_count",
+                "lag_seconds",
+            ]
+            .map(|name| value(name).unwrap_or(f64::NAN))
+        }))
+    })?;
+    let [connected, last_seq, stored_bytes, gaps, publishes, lag] = told;
+    ensure!((connected, last_seq, gaps) == (1.0, last as f64, 0.0), "{told:?}");
+    ensure!(stored_bytes >= bytes as f64 && publishes >= stored.len() as f64, "{told:?}, {bytes}");
+    ensure!((0.0..60.0).contains(&lag), "{told:?}");
+    ensure!(asked(port, "GET /health")? == ("200".to_owned(), "ok\n".to_owned()));
+    ensure!(asked(port, "GET /")?.0 == "404" && asked(port, "POST /metrics")?.0 == "405");
+
+    scene.nats.kill()?;
+    until("health to be none", || Ok((asked(port, "GET /health")?.0 == "503").then_some(())))?;
+    scene.nats.start_again()?;
+    scene.load(1)?;
+    until("health", || Ok((asked(port, "GET /health")?.0 == "200").then_some(())))
+}
