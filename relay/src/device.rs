@@ -131,9 +131,10 @@ impl Device {
             let begun = Instant::now();
             match self.publish(&subject, message, expected).await {
                 // At the first attempt nobody but another relay can have stored it.
-                Ok(ack) if ack.duplicate && message.seq > 0 && trouble.is_none() => return Err(Fenced),
+                Ok(ack) if ack.duplicate && message.moves() && trouble.is_none() => return Err(Fenced),
                 Ok(ack) => {
-                    self.last.insert(message.kind, ack.sequence);
+                    // Of what was stored before, it is not the last one's.
+                    self.last.insert(message.kind, ack.sequence.max(expected));
                     self.gauges.stored(message, begun.elapsed());
                     return Ok(());
                 }

@@ -32,6 +32,14 @@ pub struct Outgoing {
     pub body: Bytes,
 }
 
+impl Outgoing {
+    /// Whether the device's stream is at this message once it is sent. Lines that come ahead of what is between are sent again by
+    /// each relay, until that has come.
+    pub fn moves(&self) -> bool {
+        self.seq > 0 && self.place.seq >= self.seq
+    }
+}
+
 /// What tells an event from others without decoding it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {

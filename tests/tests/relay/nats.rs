@@ -85,6 +85,15 @@ impl Nats {
         Ok(answer)
     }
 
+    /// Has the stream store a message: its headers, each with its line's end, and its body.
+    pub fn publish(&self, subject: &str, headers: &str, body: &[u8]) -> Result<()> {
+        let mut connection = Connection::open(self.port)?;
+        let head = format!("NATS/1.0\r\n{headers}\r\n");
+        let message = [head.as_bytes(), body].concat();
+        connection.ask(&format!("HPUB {subject}"), &format!("{} {}", head.len(), message.len()), &message)?;
+        Ok(())
+    }
+
     /// All messages of the stream, oldest first.
     pub fn stored(&self) -> Result<Vec<Stored>> {
         let mut connection = Connection::open(self.port)?;
@@ -137,7 +146,7 @@ impl Connection {
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut this = Self { stream: BufReader::new(stream), requests: 0 };
         this.line("INFO ")?;
-        this.send("CONNECT {\"verbose\":false,\"pedantic\":false}\r\nSUB answers.* 1\r\n")?;
+        this.send("CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true}\r\nSUB answers.* 1\r\n")?;
         Ok(this)
     }
 
@@ -159,9 +168,15 @@ impl Connection {
     }
 
     fn request(&mut self, subject: &str, body: &str) -> Result<Value> {
+        self.ask(&format!("PUB {subject}"), &body.len().to_string(), body.as_bytes())
+    }
+
+    /// Sends a message by `verb` with an inbox and its `sizes`; what is answered there.
+    fn ask(&mut self, verb: &str, sizes: &str, message: &[u8]) -> Result<Value> {
         self.requests += 1;
         let inbox = format!("answers.{}", self.requests);
-        self.send(&format!("PUB {subject} {inbox} {}\r\n{body}\r\n", body.len()))?;
+        let head = format!("{verb} {inbox} {sizes}\r\n");
+        self.stream.get_mut().write_all(&[head.as_bytes(), message, b"\r\n"].concat())?;
         // MSG SUBJECT SID SIZE
         let head = self.line(&format!("MSG {inbox} "))?;
         let size =
