@@ -3,11 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use argh::{ArgsInfo, FromArgs};
-use plaintap_relay::{Incoming, Named, Source, Target};
+use plaintap_relay::{Incoming, Named, Source, Target, connect::Server};
 use tungstenite::Message;
 
 use crate::{
-    address::{Address, WrongAddress},
+    address::{Address, Way, WrongAddress},
     commands::{Size, Span},
     consume::{self, Interrupt},
     follow::{self, Follow},
@@ -36,8 +36,13 @@ pub struct RelayArgs {
     #[argh(option, arg_name = "url")]
     pub from: Vec<From>,
     /// the NATS server, as nats://HOST:PORT, nats://USER:PASSWORD@HOST:PORT or tls://HOST:PORT; several with commas
+    /// (default: the context's)
     #[argh(option, arg_name = "url")]
-    pub to: String,
+    pub to: Option<String>,
+    /// a context of the nats tool, by its name or its file's path: server, user and certificates, as far as they are not given
+    /// here
+    #[argh(option, arg_name = "name")]
+    pub context: Option<String>,
     /// a user's credentials, as nsc writes them
     #[argh(option, arg_name = "file")]
     pub creds: Option<PathBuf>,
@@ -72,15 +77,28 @@ impl std::str::FromStr for From {
         if let Some((name, address)) =
             text.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains(':'))
         {
-            return Ok(Self { name: name.to_owned(), address: address.parse()? });
+            return Self { name: name.to_owned(), address: address.parse()? }.unless_kept();
         }
         let address: Address = text.parse()?;
-        let name = match (&address.device, &address.unix) {
-            (Some(device), _) => device.serial.clone(),
-            (_, Some(path)) => path.display().to_string(),
-            _ => address.authority(),
+        let name = match &address.way {
+            Way::Device(device) => device.serial.clone(),
+            Way::Unix(path) => path.display().to_string(),
+            Way::Tcp { .. } | Way::Nats(_) => address.authority(),
         };
-        Ok(Self { name, address })
+        Self { name, address }.unless_kept()
+    }
+}
+
+impl From {
+    /// What is stored already is not relayed.
+    fn unless_kept(self) -> Result<Self, WrongAddress> {
+        match self.address.way {
+            Way::Nats(_) => Err(WrongAddress::new(
+                &self.address.to_string(),
+                "is stored in NATS already, where a stream can have another as its source or mirror",
+            )),
+            _ => Ok(self),
+        }
     }
 }
 
@@ -104,9 +122,7 @@ pub fn run(args: RelayArgs) -> Result<(), Error> {
         return Err(Error::NoSource);
     }
     let target = Target {
-        url: args.to,
-        credentials: args.creds,
-        tls_ca: args.tls_ca,
+        server: Server { url: args.to, credentials: args.creds, tls_ca: args.tls_ca, context: args.context },
         stream: args.stream,
         max_bytes: i64::try_from(args.max_bytes.0).unwrap_or(i64::MAX),
         max_age: args.max_age.0,
@@ -155,6 +171,10 @@ mod tests {
         ] {
             let from: From = text.parse().unwrap();
             assert_eq!((from.name.as_str(), from.address.to_string()), (name, shown.to_owned()), "{text}");
+        }
+        for kept in ["nats://u:secret@h/?device=a", "lab=nats://u:secret@h/?device=a"] {
+            let error = kept.parse::<From>().unwrap_err().to_string();
+            assert!(error.contains("stored in NATS already") && !error.contains("secret"), "{error}");
         }
         assert!("=ws://h/".parse::<From>().is_err() && "lab=h".parse::<From>().is_err());
     }

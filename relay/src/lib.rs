@@ -4,24 +4,27 @@
 //! A source is read by a thread of its own (`Source` blocks), which knows by `track` what was sent and what is missing; a
 //! task takes what it reads and has it stored (`device`). Between them is a short queue: where storing is slow, reading
 //! waits, and with it the device's journal.
+//!
+//! `read` is the way back: a device's messages out of the stream, for whoever shows or records them.
 
+pub mod connect;
 pub mod device;
+pub mod read;
 pub mod subject;
 pub mod track;
+pub mod wanted;
 
-use std::{io, path::PathBuf, thread, time::Duration};
+use std::{io, thread, time::Duration};
 
-use async_nats::{
-    ConnectErrorKind, ConnectOptions,
-    jetstream::{
-        self,
-        context::CreateStreamErrorKind,
-        stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
-    },
+use async_nats::jetstream::{
+    self,
+    context::CreateStreamErrorKind,
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use connect::{Connected, Server};
 use device::{Device, Fenced, chain};
 use track::{Outgoing, Place, Track};
 
@@ -66,12 +69,8 @@ pub struct Named {
 /// Where to, and how.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The server: `nats://HOST:PORT`, or `tls://…`; several with commas.
-    pub url: String,
-    /// A file as `nsc` writes it, with a user's JWT and seed.
-    pub credentials: Option<PathBuf>,
-    /// Certificates of authorities that the server's may be signed by.
-    pub tls_ca: Option<PathBuf>,
+    /// The server.
+    pub server: Server,
     /// The stream's name.
     pub stream: String,
     /// What a stream that is created keeps at most, in bytes.
@@ -86,20 +85,9 @@ pub enum Error {
     /// The runtime can't be had.
     #[error("can't start")]
     Start(#[source] io::Error),
-    /// The file is of no use.
-    #[error("can't read the credentials in {path:?}")]
-    Credentials {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: io::Error,
-    },
-    /// The server lets nobody in with these.
-    #[error("{0} refuses the credentials; give others with --creds, or as nats://USER:PASSWORD@HOST:PORT")]
-    Refused(String),
-    /// No connection.
-    #[error("no connection to {0}")]
-    Connect(String, #[source] async_nats::ConnectError),
+    /// The server.
+    #[error(transparent)]
+    Connect(#[from] connect::Error),
     /// The server has no JetStream, or this user may not use it.
     #[error("{0} has no JetStream, or not for this user; start it with jetstream enabled (nats-server -js)")]
     NoJetStream(String),
@@ -144,56 +132,16 @@ pub fn run(target: &Target, sources: Vec<Named>) -> Result<(), Error> {
         .build()
         .map_err(Error::Start)?;
     runtime.block_on(async {
-        let (context, stream) = connect(target).await?;
-        note(&format!(
-            "connected to={} stream={} sources={}",
-            without_secret(&target.url),
-            target.stream,
-            sources.len()
-        ));
+        let told = |event| note(&format!("server {event}"));
+        let Connected { context, shown } = target.server.connect("plaintap relay", told).await?;
+        let stream = stream(&context, target, &shown).await?;
+        note(&format!("connected to={shown} stream={} sources={}", target.stream, sources.len()));
         let tasks = sources.into_iter().map(|source| {
             tokio::spawn(relay(Device::new(context.clone(), stream.clone(), source.name.clone()), source))
         });
         futures_util::future::join_all(tasks).await;
         Ok(())
     })
-}
-
-/// A server's URL without the user and the password that may be in it.
-pub fn without_secret(url: &str) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    for one in url.split(',') {
-        let (scheme, rest) = one.split_once("://").unwrap_or(("nats", one));
-        let host = rest.rsplit('@').next().unwrap_or(rest);
-        parts.push(format!("{scheme}://{host}"));
-    }
-    parts.join(",")
-}
-
-async fn connect(target: &Target) -> Result<(jetstream::Context, Stream), Error> {
-    let shown = without_secret(&target.url);
-    let mut options = ConnectOptions::new()
-        .name("plaintap relay")
-        .event_callback(|event| async move { note(&format!("server {event}")) });
-    if let Some(path) = &target.credentials {
-        options = options
-            .credentials_file(path)
-            .await
-            .map_err(|source| Error::Credentials { path: path.clone(), source })?;
-    }
-    if let Some(path) = &target.tls_ca {
-        options = options.add_root_certificates(path.clone());
-    }
-    let servers: Vec<&str> = target.url.split(',').collect();
-    let client = options.connect(servers).await.map_err(|error| match error.kind() {
-        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            Error::Refused(shown.clone())
-        }
-        _ => Error::Connect(shown.clone(), error),
-    })?;
-    let context = jetstream::new(client);
-    let stream = stream(&context, target, &shown).await?;
-    Ok((context, stream))
 }
 
 /// The stream, made if it is not there, and checked if it is: never changed.
