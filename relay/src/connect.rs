@@ -12,7 +12,7 @@ use std::{
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerAddr, jetstream};
 use serde_json::Value;
 
-use crate::wanted::decoded;
+use crate::{device::chain, wanted::decoded};
 
 /// How often a silent server is asked whether it is there; it is given up when it owes two answers.
 const PING: Duration = Duration::from_secs(15);
@@ -73,19 +73,25 @@ pub enum Error {
         "{0} refuses the credentials; give others with a context, a credentials file, or as USER:PASSWORD@ before the host"
     )]
     Refused(String),
-    /// No connection.
-    #[error("no connection to {0}")]
-    Connect(String, #[source] async_nats::ConnectError),
+    /// No connection. The causes of NATS's errors repeat each other, and are one text here.
+    #[error("no connection to {server}: {why}")]
+    Connect {
+        /// The server.
+        server: String,
+        /// What kind of failure it is.
+        kind: ConnectErrorKind,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 impl Error {
     /// Whether it may be better later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Connect(_, error) => matches!(
-                error.kind(),
-                ConnectErrorKind::Dns | ConnectErrorKind::Io | ConnectErrorKind::TimedOut
-            ),
+            Self::Connect { kind, .. } => {
+                matches!(kind, ConnectErrorKind::Dns | ConnectErrorKind::Io | ConnectErrorKind::TimedOut)
+            }
             _ => false,
         }
     }
@@ -168,7 +174,7 @@ impl Server {
             ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                 Error::Refused(shown.clone())
             }
-            _ => Error::Connect(shown.clone(), error),
+            kind => Error::Connect { server: shown.clone(), kind, why: chain(&error) },
         })?;
         let context = match (way.domain, way.api_prefix) {
             (_, Some(prefix)) => jetstream::with_prefix(client, &prefix),

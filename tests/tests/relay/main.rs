@@ -3,6 +3,7 @@
 //! A binary of its own, as it wants a `plaintap` with the cargo feature `relay`.
 
 mod nats;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpListener, TcpStream};
