@@ -6,8 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use plaintap_proto::{LogEntry, log_entry::Payload};
+use plaintap_tests::agent::Agent;
 use plaintap_tests::process::Process;
-use plaintap_tests::{need, until};
+use plaintap_tests::{BORINGSSL, need, until};
 use prost::Message;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -176,7 +177,8 @@ fn a_device_that_is_not_there_is_waited_for_and_one_of_several_must_be_named() -
     watch.stderr.wait_for(0, "it to say so", |line| {
         line.ends_with("waiting for the first message of dev/2: the stream PLAINTAP has one device, dev-1")
     })?;
-    let _second = relay(&[("dev/2", &scene.agent.url)], &scene.nats.url)?;
+    let agent = Agent::watching(scene.driver.pid(), BORINGSSL)?;
+    let _second = relay(&[("dev/2", &agent.url)], &scene.nats.url)?;
     scene.load(10)?;
     until("it to be shown", || Ok((watch.stdout.all().len() == 3).then_some(())))?;
     let said = refused(&["watch", &scene.url("")])?;
