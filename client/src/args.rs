@@ -86,6 +86,11 @@ and status=4xx works. Case does not matter. With --raw and --json it chooses eve
 A response without a length ends with its connection, whose end is not told: it is shown when nothing more came of it by the
 next heartbeat, up to 15 s later. NO_COLOR in the environment works as --no-color. Ctrl-C ends it, and shows what was begun."
 )]
+#[cfg_attr(
+    feature = "relay",
+    argh(example = "What a relay stored of a device in NATS, from the beginning and as it goes on:
+  {command_name} 'nats://127.0.0.1:4222/?device=lab-1&backlog=all'")
+)]
 pub struct WatchArgs {
     /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
     /// ?backlog=NUMBER (default: ws://127.0.0.1:28257/)

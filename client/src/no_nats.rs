@@ -8,9 +8,13 @@ use tungstenite::Bytes;
 const MISSING: &str =
     "needs a plaintap that knows NATS, as cargo build --release -p plaintap --features relay makes it";
 
+/// What there is none of; for who uses the types around it, there might be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Never {}
+
 /// One device's messages in a stream: there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {}
+pub struct Wanted(Never);
 
 impl FromStr for Wanted {
     type Err = &'static str;
@@ -22,45 +26,47 @@ impl FromStr for Wanted {
 
 impl fmt::Display for Wanted {
     fn fmt(&self, _: &mut fmt::Formatter) -> fmt::Result {
-        match *self {}
+        match self.0 {}
     }
 }
 
 /// A place in a stream: there is none.
 #[derive(Clone, Debug)]
-pub enum Place {}
+pub struct Place(Never);
 
 /// A connection: there is none.
-pub enum Reader {}
+pub struct Reader(Never);
 
 impl Reader {
     /// Never comes to be called.
     pub fn connect(wanted: &Wanted, _: Option<&Place>) -> Result<(Self, Vec<String>), Error> {
-        match *wanted {}
+        match wanted.0 {}
     }
 
     /// Never comes to be called.
     pub fn receive(&mut self) -> Result<Option<Bytes>, Ended> {
-        match *self {}
+        match self.0 {}
     }
 
     /// Never comes to be called.
     pub fn place(&self) -> &Place {
-        match *self {}
+        match self.0 {}
     }
 }
 
 /// Why no connection came about: it is never tried.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+#[error("{MISSING}")]
+pub struct Error(Never);
 
 impl Error {
     /// Never comes to be called.
     pub fn may_pass(&self) -> bool {
-        match *self {}
+        match self.0 {}
     }
 }
 
 /// How a connection ended: there was none.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {}
+#[error("{MISSING}")]
+pub struct Ended(Never);

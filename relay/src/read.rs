@@ -44,8 +44,8 @@ const BATCH: usize = 128;
 const QUEUE: usize = 64;
 /// The server says that it is there when it has nothing else to say; twice that long it may be silent.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
-/// How long the server remembers a consumer that nobody asks for.
-const FORGOTTEN: Duration = Duration::from_secs(30);
+/// How long the server remembers a consumer that nobody asks for anything, as behind a pipe that nobody reads.
+const FORGOTTEN: Duration = Duration::from_secs(300);
 /// Devices that a sentence names.
 const MOST_NAMED: usize = 20;
 
