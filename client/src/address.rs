@@ -1,5 +1,5 @@
-//! Where a stream comes from, as a person types it: `ws://HOST:PORT/`, `ws+unix:/PATH`, `adb:SERIAL` for a device behind adb,
-//! or `nats://HOST:PORT/?device=NAME` for what `plaintap relay` stored.
+//! Where a stream comes from, as a person types it: `ws://HOST:PORT/`, `ws+unix:/PATH`, `adb:SERIAL` for a device
+//! behind adb, or `nats://HOST:PORT/?device=NAME` for what `plaintap relay` stored.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 

@@ -1,4 +1,5 @@
-//! What stands in for `nats` in a `plaintap` without the cargo feature `relay`: the same names, of which there are no values.
+//! What stands in for `nats` in a `plaintap` without the cargo feature `relay`: the same names, of which there are no
+//! values.
 
 use std::{fmt, str::FromStr};
 

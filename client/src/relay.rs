@@ -39,8 +39,8 @@ pub struct RelayArgs {
     /// (default: the context's)
     #[argh(option, arg_name = "url")]
     pub to: Option<String>,
-    /// a context of the nats tool, by its name or its file's path: server, user and certificates, as far as they are not given
-    /// here
+    /// a context of the nats tool, by its name or its file's path: server, user and certificates, as far as they are
+    /// not given here
     #[argh(option, arg_name = "name")]
     pub context: Option<String>,
     /// a user's credentials, as nsc writes them

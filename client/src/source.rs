@@ -1,7 +1,7 @@
 //! One connection to a server: how it comes about, what it delivers, and how it ends.
 //!
-//! A `Source` owns the connection, be it a WebSocket server's or NATS's. It never blocks while there is something to deliver,
-//! and says when there is nothing, so that its user can flush what it has shown.
+//! A `Source` owns the connection, be it a WebSocket server's or NATS's. It never blocks while there is something to
+//! deliver, and says when there is nothing, so that its user can flush what it has shown.
 
 use std::{
     io::{self, Read},
@@ -145,10 +145,7 @@ pub enum Source {
 impl Source {
     /// Connects to a server, trying all addresses of its name, and asks it for the address's path.
     pub fn connect(address: &Address, patience: Patience) -> Result<Self, ConnectError> {
-        match &address.way {
-            Way::Nats(wanted) => Self::connect_behind(wanted, None).map(|(source, _)| source),
-            _ => Self::connect_for(address, &address.path, patience),
-        }
+        Self::connect_for(address, &address.path, patience)
     }
 
     /// Connects to a server and asks it for another `path` than the address's own.
@@ -165,7 +162,8 @@ impl Source {
         Ok((Self::Nats(reader), told))
     }
 
-    /// The next text or binary message; `None`: nothing more has come yet, and the next call waits until something does.
+    /// The next text or binary message; `None`: nothing more has come yet, and the next call waits until something
+    /// does.
     pub fn receive(&mut self) -> Result<Option<Message>, Ended> {
         match self {
             Self::Socket(socket) => socket.receive(),
@@ -190,10 +188,9 @@ impl Socket {
                 connect_unix(path).map_err(|error| ConnectError::Connect(address.clone(), error))?
             }
             Way::Tcp { host, port } => connect_tcp(address, host, *port, patience.connect)?,
-            // Nobody asks for it.
             Way::Nats(_) => {
-                let kind = io::ErrorKind::Unsupported;
-                return Err(ConnectError::Connect(address.clone(), kind.into()));
+                let error = io::Error::new(io::ErrorKind::Unsupported, "it is no agent but what one sent");
+                return Err(ConnectError::Connect(address.clone(), error));
             }
         };
         let broken = |error| ConnectError::Connect(address.clone(), error);

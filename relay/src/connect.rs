@@ -25,8 +25,8 @@ const UNSUPPORTED: [&str; 6] =
 /// A server, as a person names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Server {
-    /// `nats://HOST:PORT`, or `tls://…`, with `USER:PASSWORD@` or `TOKEN@` before the host; several with commas. `None`: the
-    /// context's.
+    /// `nats://HOST:PORT`, or `tls://…`, with `USER:PASSWORD@` or `TOKEN@` before the host; several with commas.
+    /// `None`: the context's.
     pub url: Option<String>,
     /// A file as `nsc` writes it, with a user's JWT and seed.
     pub credentials: Option<PathBuf>,
@@ -70,7 +70,7 @@ pub enum Error {
     },
     /// The server lets nobody in with these.
     #[error(
-        "{0} refuses the credentials; give others with a context, a credentials file, or as USER:PASSWORD@ before the host"
+        "{0} refuses the credentials; give others with a context, a credentials file, or USER:PASSWORD@ before the host"
     )]
     Refused(String),
     /// No connection. The causes of NATS's errors repeat each other, and are one text here.
@@ -343,8 +343,9 @@ mod tests {
     #[test]
     fn a_context_says_where_to_and_as_whom() {
         let all = json!({
-            "description": "lab", "url": "nats://a:1, nats://b:2", "user": "u", "password": "p", "token": "", "creds": "",
-            "cert": "/c", "key": "/k", "ca": "/ca", "nsc": "", "jetstream_domain": "", "jetstream_api_prefix": "",
+            "description": "lab", "url": "nats://a:1, nats://b:2", "user": "u", "password": "p", "token": "",
+            "creds": "", "cert": "/c", "key": "/k", "ca": "/ca", "nsc": "", "jetstream_domain": "",
+            "jetstream_api_prefix": "",
             "inbox_prefix": "_I", "user_jwt": "", "tls_first": true, "windows_ca_certs_match": null,
         });
         let expected = Way {

@@ -1,9 +1,9 @@
 //! Reads one device's messages back from JetStream: one connection, as long as it lasts. Its calls block.
 //!
-//! The reader owns the connection and the cursor, which is the stream's own sequence number of the last message that it gave
-//! out: whoever connects again hands it in, and gets what comes behind it. NATS's client would connect again by itself, but
-//! a server that is away should be told of, and tried again, as every other source is. A thread reads ahead, by a bounded
-//! number of messages.
+//! The reader owns the connection and the cursor, which is the stream's own sequence number of the last message that it
+//! gave out: whoever connects again hands it in, and gets what comes behind it. NATS's client would connect again by
+//! itself, but a server that is away should be told of, and tried again, as every other source is. A thread reads
+//! ahead, by a bounded number of messages.
 
 use std::{collections::BTreeSet, io, thread, time::Duration};
 
@@ -17,7 +17,7 @@ use async_nats::{
             pull::{self, MessagesErrorKind},
         },
         context::GetStreamErrorKind,
-        stream::{Info, Stream},
+        stream::Stream,
     },
 };
 use bytes::Bytes;
@@ -117,6 +117,8 @@ pub enum Ended {
 /// A place in a stream: behind the message `sequence` of the stream that was made at a time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// The only one there was, if none was named: there may be more by now.
+    device: String,
     sequence: u64,
     made: DateTime,
 }
@@ -200,7 +202,7 @@ async fn open(wanted: &Wanted, behind: Option<&Place>) -> Result<(Reader, Ahead,
     })?;
     let failed = |why| Error::Consumer { stream: wanted.stream.clone(), why };
 
-    let device = match &wanted.device {
+    let device = match behind.map(|place| &place.device).or(wanted.device.as_ref()) {
         Some(device) => device.clone(),
         None => {
             let mut devices = devices(&stream, "*").await.map_err(failed)?;
@@ -216,7 +218,11 @@ async fn open(wanted: &Wanted, behind: Option<&Place>) -> Result<(Reader, Ahead,
     let token = subject::token(&device);
     let info = stream.cached_info();
     let (first, mut told) = match behind {
-        Some(place) => go_on(place, info),
+        Some(place) => {
+            let (oldest, newest) = (info.state.first_sequence, info.state.last_sequence);
+            let (first, told) = go_on(place.sequence, place.made == info.created, oldest, newest);
+            (first, vec![told])
+        }
         None if wanted.backlog == u64::MAX => (1, vec![]),
         None if wanted.backlog == 0 => (info.state.last_sequence + 1, vec![]),
         None => {
@@ -245,7 +251,7 @@ async fn open(wanted: &Wanted, behind: Option<&Place>) -> Result<(Reader, Ahead,
         Err(error) => return Err(failed(chain(&error))),
     };
     let (outgoing, incoming) = mpsc::channel(QUEUE);
-    let place = Place { sequence: first - 1, made: info.created };
+    let place = Place { device, sequence: first - 1, made: info.created };
     let reader = Reader { incoming, place, idle: false };
     Ok((reader, Ahead { messages, sieve: wanted.sieve(), cut, outgoing }, told))
 }
@@ -263,19 +269,9 @@ fn consumer(filter: String, first: u64) -> pull::Config {
     }
 }
 
-/// Where to go on behind a place, and what is missing between.
-fn go_on(place: &Place, info: &Info) -> (u64, Vec<String>) {
-    let (first, told) = behind(
-        place.sequence,
-        place.made == info.created,
-        info.state.first_sequence,
-        info.state.last_sequence,
-    );
-    (first, vec![told])
-}
-
-fn behind(sequence: u64, same: bool, first: u64, last: u64) -> (u64, String) {
-    if !same {
+/// Where to go on behind a message in a stream that has those from `first` to `last`, and what is missing between.
+fn go_on(sequence: u64, same_stream: bool, first: u64, last: u64) -> (u64, String) {
+    if !same_stream {
         return (1, "the stream was made anew: what was missed of the old one is unknown".to_owned());
     }
     if sequence > last {
@@ -311,8 +307,8 @@ fn listed(devices: &BTreeSet<String>) -> String {
 
 /// The sequence number from which on there are `number` messages of `subject`, or all if there are fewer.
 ///
-/// The server tells of each consumer how many messages it has before it: a search by halves takes some twenty questions,
-/// where to read back would take all messages of all devices.
+/// The server tells of each consumer how many messages it has before it: a search by halves takes some twenty
+/// questions, where to read back would take all messages of all devices.
 async fn newest(stream: &Stream, subject: &str, number: u64) -> Result<u64, String> {
     let state = &stream.cached_info().state;
     // From `low` on there are enough, from `high` on there are not.
@@ -402,7 +398,7 @@ mod tests {
             (10, true, 1, 8, (9, "the server lost the stream's last messages: 2, of all devices")),
             (10, false, 1, 20, (1, "the stream was made anew: what was missed of the old one is unknown")),
         ] {
-            let (next, told) = behind(sequence, same, first, last);
+            let (next, told) = go_on(sequence, same, first, last);
             assert_eq!((next, told.as_str()), expected);
         }
     }

@@ -1,7 +1,7 @@
 //! What a reader wants, as a URL says it: `nats://HOST:PORT/?device=NAME&backlog=100&comm=curl`.
 //!
-//! What to leave out is said as to the agent itself (docs/protocol.md), and judged here: NATS knows only subjects. Values of
-//! one key are alternatives, different keys must all agree, and what a value after `!` names is left out.
+//! What to leave out is said as to the agent itself (docs/protocol.md), and judged here: NATS knows only subjects.
+//! Values of one key are alternatives, different keys must all agree, and what a value after `!` names is left out.
 
 use std::{collections::HashMap, fmt, ops::RangeInclusive, str::FromStr};
 
@@ -55,8 +55,8 @@ pub enum Wrong {
     NoHost,
     /// There is no such key.
     #[error(
-        "has an unknown key, {0:?}; there are device, stream, backlog, events, logs, pid, uid, comm, host, context, creds \
-         and tls-ca"
+        "has an unknown key, {0:?}; there are device, stream, backlog, events, logs, pid, uid, comm, host, context, \
+         creds and tls-ca"
     )]
     Key(String),
     /// A key's value is none of its kind.
@@ -164,8 +164,8 @@ impl fmt::Display for Wanted {
 #[derive(Debug)]
 pub struct Sieve {
     choice: Choice,
-    /// The name of the thread that each connection's first event was of: all of a connection's events share one, since to
-    /// leave out some of them would tear it.
+    /// The name of the thread that each connection's first event was of: all of a connection's events share one, since
+    /// to leave out some of them would tear it.
     first: HashMap<u64, String>,
 }
 

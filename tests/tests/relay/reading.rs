@@ -177,12 +177,18 @@ fn a_device_that_is_not_there_is_waited_for_and_one_of_several_must_be_named() -
     watch.stderr.wait_for(0, "it to say so", |line| {
         line.ends_with("waiting for the first message of dev/2: the stream PLAINTAP has one device, dev-1")
     })?;
+    let only = plaintap(&["watch", &scene.url("backlog=all"), "--raw", "--json"])?;
+    only.stdout.wait_for(0, "the only device to be shown", |_| true)?;
     let agent = Agent::watching(scene.driver.pid(), BORINGSSL)?;
     let _second = relay(&[("dev/2", &agent.url)], &scene.nats.url)?;
     scene.load(10)?;
     until("it to be shown", || Ok((watch.stdout.all().len() == 3).then_some(())))?;
     let said = refused(&["watch", &scene.url("")])?;
     ensure!(said.contains("has 2 devices: dev-1, dev/2; name one in the query as device=NAME"), "{said}");
+    // Who read the only device goes on with it.
+    scene.nats.kill()?;
+    scene.nats.start_again()?;
+    only.stderr.wait_for(0, "it to go on", |line| line.contains("missed nothing while away"))?;
     let said = refused(&["watch", &scene.url("device=dev-1&stream=NONE"), "--no-reconnect"])?;
     ensure!(said.contains("has no stream NONE"), "{said}");
     Ok(())
@@ -195,7 +201,11 @@ fn a_context_of_the_nats_tool_says_where_to_and_as_whom() -> Result<()> {
     let home = TempDir::with_prefix("plaintap-context-")?;
     let folder = home.path().join("nats/context");
     fs::create_dir_all(&folder)?;
-    let context = |password: &str| serde_json::json!({"description": "", "url": scene.nats.url, "user": "lab", "password": password, "creds": ""});
+    let context = |password: &str| {
+        serde_json::json!({
+            "description": "", "url": scene.nats.url, "user": "lab", "password": password, "creds": ""
+        })
+    };
     fs::write(folder.join("lab.json"), context("se:cret@").to_string())?;
     fs::write(folder.join("wrong.json"), context("other").to_string())?;
     let plaintap = |args: &[&str]| -> Result<Process> {
