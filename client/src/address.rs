@@ -196,7 +196,7 @@ impl Address {
 }
 
 /// A URL without the users and passwords that may be in it.
-fn without_user(url: &str) -> String {
+pub fn without_user(url: &str) -> String {
     let (servers, query) =
         url.split_once('?').map_or((url, ""), |(servers, _)| (servers, &url[servers.len()..]));
     let bare = |one: &str| match (one.split_once("://"), one.rsplit_once('@')) {

@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use crate::{
     adb::{AdbArgs, DoctorArgs},
-    address::Address,
+    address::{Address, without_user},
     commands::{ExtcapArgs, GenerateArgs, InspectArgs, RecordArgs, ReplayArgs, ServeArgs},
     http::filter::Filter,
 };
@@ -162,7 +162,9 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
         Err(exit) => {
             let lines: Vec<&str> =
                 exit.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            Err(UsageError(lines.join(" ")))
+            // argh repeats what it can't read, and a password may be in it.
+            let secret = args.iter().filter(|arg| arg.contains('@'));
+            Err(UsageError(secret.fold(lines.join(" "), |line, arg| line.replace(arg, &without_user(arg)))))
         }
     }
 }
@@ -212,6 +214,16 @@ mod tests {
         );
         assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("plaintap watch")));
         assert!(matches!(parsed("--version"), Ok(Parsed::Print(text)) if text.starts_with("plaintap ")));
+    }
+
+    #[test]
+    fn a_password_in_a_wrong_address_is_not_repeated() {
+        for line in
+            ["watch nats://u:secret@h/?x=1", "inspect ws://u:secret@h/", "watch --url=nats://u:secret@h"]
+        {
+            let error = parsed(line).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]
