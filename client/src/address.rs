@@ -1,11 +1,15 @@
-//! Where a stream comes from, as a person types it: `ws://HOST:PORT/`, `ws+unix:/PATH`, or `adb:SERIAL` for a device behind adb.
+//! Where a stream comes from, as a person types it: `ws://HOST:PORT/`, `ws+unix:/PATH`, `adb:SERIAL` for a device
+//! behind adb, or `nats://HOST:PORT/?device=NAME` for what `plaintap relay` stored.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use tungstenite::http::Uri;
 
+use crate::nats::Wanted;
+
 /// The port of eCaptureQ. Source: shared/protocol.md.
 const DEFAULT_PORT: u16 = 28257;
+const DEFAULT_HOST: &str = "127.0.0.1";
 
 /// A way through adb.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,38 +20,52 @@ pub struct Device {
     pub place: String,
 }
 
-/// A WebSocket server.
+/// How a stream is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Over the network.
+    Tcp {
+        /// A name or an IP address; IPv6 without its brackets.
+        host: String,
+        /// The TCP port.
+        port: u16,
+    },
+    /// Through adb.
+    Device(Device),
+    /// At this socket.
+    Unix(PathBuf),
+    /// It is kept in NATS JetStream, and no WebSocket server's.
+    Nats(Box<Wanted>),
+}
+
+/// Where a stream comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// A name or an IP address; IPv6 without its brackets.
-    pub host: String,
-    /// The TCP port.
-    pub port: u16,
-    /// What to ask the server for: path and query.
+    /// How it is reached.
+    pub way: Way,
+    /// What to ask a WebSocket server for: path and query.
     pub path: String,
-    /// It is not to be reached over the network but on this device.
-    pub device: Option<Box<Device>>,
-    /// It is not to be reached over the network but at this socket.
-    pub unix: Option<Box<PathBuf>>,
 }
 
 /// A text that is no address, and why.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} {why}; try ws://127.0.0.1:28257/ or adb:SERIAL")]
+#[error("{text:?} {why}; try {example}")]
 pub struct WrongAddress {
     text: String,
-    why: &'static str,
+    why: String,
+    example: &'static str,
+}
+
+impl WrongAddress {
+    /// A text that is no address of a WebSocket server.
+    pub fn new(text: &str, why: &str) -> Self {
+        Self { text: text.to_owned(), why: why.to_owned(), example: "ws://127.0.0.1:28257/ or adb:SERIAL" }
+    }
 }
 
 impl Default for Address {
     fn default() -> Self {
-        Self {
-            host: "127.0.0.1".to_owned(),
-            port: DEFAULT_PORT,
-            path: "/".to_owned(),
-            device: None,
-            unix: None,
-        }
+        Self::over(Way::Tcp { host: DEFAULT_HOST.to_owned(), port: DEFAULT_PORT })
     }
 }
 
@@ -55,7 +73,17 @@ impl FromStr for Address {
     type Err = WrongAddress;
 
     fn from_str(text: &str) -> Result<Self, WrongAddress> {
-        let wrong = |why| WrongAddress { text: text.to_owned(), why };
+        let wrong = |why| WrongAddress::new(text, why);
+        if ["nats:", "tls:"].iter().any(|scheme| text.starts_with(scheme)) {
+            return match text.parse() {
+                Ok(wanted) => Ok(Self::over(Way::Nats(Box::new(wanted)))),
+                Err(why) => Err(WrongAddress {
+                    text: without_user(text),
+                    why: why.to_string(),
+                    example: "nats://127.0.0.1:4222/?device=NAME",
+                }),
+            };
+        }
         if let Some(rest) = text.strip_prefix("adb:") {
             let (serial, query) =
                 rest.split_once('?').map_or((rest, None), |(serial, query)| (serial, Some(query)));
@@ -76,9 +104,8 @@ impl FromStr for Address {
                 return Err(wrong("names no socket by its whole path"));
             }
             return Ok(Self {
-                unix: Some(Box::new(path.into())),
                 path: query.map_or("/".to_owned(), |query| format!("/?{query}")),
-                ..Self::default()
+                ..Self::over(Way::Unix(path.into()))
             });
         }
         let uri: Uri = text.parse().map_err(|_| wrong("is no URL"))?;
@@ -97,13 +124,9 @@ impl FromStr for Address {
             query if query.starts_with('?') => format!("/{query}"),
             path => path.to_owned(),
         };
-        Ok(Self {
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: port.ok_or_else(|| wrong("has no port number after its colon"))?,
-            path,
-            device: None,
-            unix: None,
-        })
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let port = port.ok_or_else(|| wrong("has no port number after its colon"))?;
+        Ok(Self { path, ..Self::over(Way::Tcp { host, port }) })
     }
 }
 
@@ -125,22 +148,35 @@ impl Address {
 
     /// Another place on a device, as adb names it.
     pub fn device_at(serial: String, place: String) -> Self {
-        Self { device: Some(Box::new(Device { serial, place })), ..Self::default() }
+        Self::over(Way::Device(Device { serial, place }))
+    }
+
+    /// The serial number of the device that it is on, if it is behind adb.
+    pub fn serial(&self) -> Option<&str> {
+        match &self.way {
+            Way::Device(device) => Some(&device.serial),
+            _ => None,
+        }
     }
 
     /// The same of another device.
     pub fn of_device(&self, serial: &str) -> Self {
-        let device = self
-            .device
-            .as_ref()
-            .map(|device| Box::new(Device { serial: serial.to_owned(), place: device.place.clone() }));
-        Self { device, ..self.clone() }
+        let Way::Device(device) = &self.way else { return self.clone() };
+        let device = Device { serial: serial.to_owned(), place: device.place.clone() };
+        Self { way: Way::Device(device), path: self.path.clone() }
     }
 
-    /// `HOST:PORT`, an IPv6 address in brackets.
+    fn over(way: Way) -> Self {
+        Self { way, path: "/".to_owned() }
+    }
+
+    /// `HOST:PORT`, an IPv6 address in brackets; where there is no network between, what a server expects to be called.
     pub fn authority(&self) -> String {
-        let Self { host, port, .. } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        match &self.way {
+            Way::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
+            Way::Tcp { host, port } => format!("{host}:{port}"),
+            _ => format!("{DEFAULT_HOST}:{DEFAULT_PORT}"),
+        }
     }
 
     /// The keys of its query.
@@ -174,6 +210,18 @@ impl Address {
     }
 }
 
+/// A URL without the users and passwords that may be in it.
+pub fn without_user(url: &str) -> String {
+    let (servers, query) =
+        url.split_once('?').map_or((url, ""), |(servers, _)| (servers, &url[servers.len()..]));
+    let bare = |one: &str| match (one.split_once("://"), one.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.to_owned(),
+        _ => one.to_owned(),
+    };
+    servers.split(',').map(bare).collect::<Vec<_>>().join(",") + query
+}
+
 /// A byte as it may stand in a query.
 fn encoded(byte: u8) -> String {
     match byte {
@@ -185,10 +233,11 @@ fn encoded(byte: u8) -> String {
 /// Without path and query, which may hold a secret.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match (&self.device, &self.unix) {
-            (Some(device), _) => write!(f, "adb:{}", device.serial),
-            (_, Some(path)) => write!(f, "ws+unix:{}", path.display()),
-            _ => write!(f, "ws://{}/", self.authority()),
+        match &self.way {
+            Way::Device(device) => write!(f, "adb:{}", device.serial),
+            Way::Unix(path) => write!(f, "ws+unix:{}", path.display()),
+            Way::Nats(wanted) => wanted.fmt(f),
+            Way::Tcp { .. } => write!(f, "ws://{}/", self.authority()),
         }
     }
 }
@@ -231,7 +280,7 @@ mod tests {
             ("adb:0123?backlog=5", "0123", "/?backlog=5"),
         ] {
             let address: Address = text.parse().unwrap();
-            let device = address.device.clone().unwrap();
+            let Way::Device(device) = &address.way else { panic!("{text}") };
             assert_eq!((device.serial.as_str(), address.path.as_str()), (serial, path), "{text}");
             assert_eq!(device.place, "tcp:28257");
             assert_eq!(address.to_string(), format!("adb:{serial}"));
@@ -245,7 +294,7 @@ mod tests {
             ("ws+unix:///run/p.sock?comm=a", "/run/p.sock", "/?comm=a"),
         ] {
             let address: Address = text.parse().unwrap();
-            assert_eq!(address.unix.as_deref().unwrap().to_str(), Some(unix), "{text}");
+            assert_eq!(address.way, Way::Unix(unix.into()), "{text}");
             assert_eq!((address.path.as_str(), address.to_string()), (path, format!("ws+unix:{unix}")));
         }
     }
@@ -261,6 +310,23 @@ mod tests {
             let address: Address = text.parse().unwrap();
             assert_eq!((address.with_backlog().path.as_str(), address.chooses()), (path, chooses), "{text}");
         }
+    }
+
+    #[cfg(feature = "relay")]
+    #[test]
+    fn a_kept_stream_is_named_by_its_server_and_device() {
+        let address: Address = "nats://u:secret@h:1/?device=R5&backlog=all".parse().unwrap();
+        assert_eq!(address.to_string(), "nats://h:1 device R5");
+        let error = "nats://u:secret@h:1/?devise=R5".parse::<Address>().unwrap_err().to_string();
+        assert!(error.starts_with("\"nats://h:1/?devise=R5\" has an unknown key, \"devise\""), "{error}");
+        assert!(error.ends_with("try nats://127.0.0.1:4222/?device=NAME"), "{error}");
+    }
+
+    #[cfg(not(feature = "relay"))]
+    #[test]
+    fn a_kept_stream_wants_another_build() {
+        let error = "nats://u:secret@h:1/?device=R5".parse::<Address>().unwrap_err().to_string();
+        assert!(error.contains("--features relay") && !error.contains("secret"), "{error}");
     }
 
     #[test]

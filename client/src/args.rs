@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use crate::{
     adb::{AdbArgs, DoctorArgs},
-    address::Address,
+    address::{Address, without_user},
     commands::{ExtcapArgs, GenerateArgs, InspectArgs, RecordArgs, ReplayArgs, ServeArgs},
     http::filter::Filter,
 };
@@ -86,6 +86,11 @@ and status=4xx works. Case does not matter. With --raw and --json it chooses eve
 A response without a length ends with its connection, whose end is not told: it is shown when nothing more came of it by the
 next heartbeat, up to 15 s later. NO_COLOR in the environment works as --no-color. Ctrl-C ends it, and shows what was begun."
 )]
+#[cfg_attr(
+    feature = "relay",
+    argh(example = "What a relay stored of a device in NATS, from the beginning and as it goes on:
+  {command_name} 'nats://127.0.0.1:4222/?device=lab-1&backlog=all'")
+)]
 pub struct WatchArgs {
     /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
     /// ?backlog=NUMBER (default: ws://127.0.0.1:28257/)
@@ -157,7 +162,9 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
         Err(exit) => {
             let lines: Vec<&str> =
                 exit.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            Err(UsageError(lines.join(" ")))
+            // argh repeats what it can't read, and a password may be in it.
+            let secret = args.iter().filter(|arg| arg.contains('@'));
+            Err(UsageError(secret.fold(lines.join(" "), |line, arg| line.replace(arg, &without_user(arg)))))
         }
     }
 }
@@ -209,6 +216,16 @@ mod tests {
         );
         assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("plaintap watch")));
         assert!(matches!(parsed("--version"), Ok(Parsed::Print(text)) if text.starts_with("plaintap ")));
+    }
+
+    #[test]
+    fn a_password_in_a_wrong_address_is_not_repeated() {
+        for line in
+            ["watch nats://u:secret@h/?x=1", "inspect ws://u:secret@h/", "watch --url=nats://u:secret@h"]
+        {
+            let error = parsed(line).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

@@ -26,6 +26,11 @@ use crate::{address::Address, record::Format};
     example = "The next three messages of another server, payloads as hex dumps:
   {command_name} ws://127.0.0.1:9000/ --hex --count 3"
 )]
+#[cfg_attr(
+    feature = "relay",
+    argh(example = "What a relay stored of a device in NATS:
+  {command_name} 'nats://127.0.0.1:4222/?device=lab-1&backlog=all' --compact")
+)]
 pub struct InspectArgs {
     /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
@@ -67,6 +72,11 @@ pub struct InspectArgs {
   {command_name} -o - | wireshark -k -i -",
     note = "A file that is there already is never written over without --force. What was recorded stays readable however
 the recording ends. Its messages are plaintext: passwords, cookies, tokens."
+)]
+#[cfg_attr(
+    feature = "relay",
+    argh(example = "The last 1000 events that a relay stored of a device in NATS, and what follows:
+  {command_name} 'nats://127.0.0.1:4222/?device=lab-1&backlog=1000' -o lab-1.pcapng")
 )]
 pub struct RecordArgs {
     /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or

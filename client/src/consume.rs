@@ -150,12 +150,19 @@ fn stream<C: Consumer>(consumer: &Mutex<C>, follow: &mut Follow, address: &Addre
                 note(&format!("{why}; trying again in {} s", delay.as_secs_f32()));
                 shown
             }
-            Incoming::Connected { again } => {
+            Incoming::Connected { again, kept } => {
                 if again {
-                    seen.reconnected();
                     note("connected again");
                 } else {
                     note(&format!("connected to {address}"));
+                }
+                match kept {
+                    Some(told) => {
+                        seen.is_kept();
+                        told.iter().for_each(|what| note(what));
+                    }
+                    None if again => seen.reconnected(),
+                    None => {}
                 }
                 Ok(())
             }

@@ -9,7 +9,8 @@ use std::{
 use tungstenite::{Message, http::StatusCode};
 
 use crate::{
-    address::Address,
+    address::{Address, Way},
+    nats::Place,
     note,
     source::{ConnectError, Ended, Patience, Source},
 };
@@ -21,7 +22,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 pub enum Incoming {
     /// A text or binary message.
     Message(Message),
-    /// Nothing more has come yet: the next call waits.
+    /// Nothing more has come yet, or there is no connection yet: the next call waits.
     Idle,
     /// There is no connection, for this reason; the next call waits this long and tries again. Said once for each new
     /// reason, not for each attempt.
@@ -30,6 +31,9 @@ pub enum Incoming {
     Connected {
         /// It is not the first one.
         again: bool,
+        /// Of a stream that is kept, which knows itself what was missed: what the person should be told. `None`: the
+        /// messages' numbers tell.
+        kept: Option<Vec<String>>,
     },
 }
 
@@ -50,6 +54,8 @@ pub struct Follow {
     reconnect: bool,
     /// What a server is asked for that knows how to go on.
     resume: Option<String>,
+    /// Where a stream that is kept goes on.
+    place: Option<Place>,
     source: Option<Source>,
     /// When the last connection began.
     connected_at: Option<Instant>,
@@ -63,7 +69,7 @@ impl Follow {
     /// stream, unless it won't get better by waiting.
     pub fn new(address: Address, reconnect: bool) -> Self {
         let (source, connected_at, delay, told) = (None, None, Duration::ZERO, String::new());
-        Self { address, reconnect, resume: None, source, connected_at, delay, told }
+        Self { address, reconnect, resume: None, place: None, source, connected_at, delay, told }
     }
 
     /// Has the next connection go on behind this message: its number and its run.
@@ -80,19 +86,21 @@ impl Follow {
                     Ok(None) => return Ok(Incoming::Idle),
                     Err(ended) if !self.reconnect => return Err(ended.into()),
                     Err(ended) => {
+                        if let Source::Nats(reader) = source {
+                            self.place = Some(reader.place().clone());
+                        }
                         self.source = None;
                         return Ok(self.lost(&ended));
                     }
                 },
                 None => {
                     thread::sleep(self.delay);
-                    self.delay = (self.delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY);
-                    let path = self.resume.as_ref().unwrap_or(&self.address.path);
-                    match Source::connect_for(&self.address, path, Patience::default()) {
-                        Ok(source) => {
+                    self.delay = jittered((self.delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY));
+                    match self.connect() {
+                        Ok((source, kept)) => {
                             self.source = Some(source);
                             let again = self.connected_at.replace(Instant::now()).is_some();
-                            return Ok(Incoming::Connected { again });
+                            return Ok(Incoming::Connected { again, kept });
                         }
                         // It does not know how to go on.
                         Err(ConnectError::Refused { status: StatusCode::BAD_REQUEST, .. })
@@ -100,10 +108,11 @@ impl Follow {
                         Err(error) if !self.reconnect || !error.may_pass() => return Err(error.into()),
                         Err(error) => {
                             let why = note::chain(&error);
-                            if why != self.told {
-                                self.told.clone_from(&why);
-                                return Ok(Incoming::Down(why, self.delay));
+                            if why == self.told {
+                                return Ok(Incoming::Idle);
                             }
+                            self.told.clone_from(&why);
+                            return Ok(Incoming::Down(why, self.delay));
                         }
                     }
                 }
@@ -111,12 +120,26 @@ impl Follow {
         }
     }
 
+    fn connect(&self) -> Result<(Source, Option<Vec<String>>), ConnectError> {
+        if let Way::Nats(wanted) = &self.address.way {
+            let (source, told) = Source::connect_behind(wanted, self.place.as_ref())?;
+            return Ok((source, Some(told)));
+        }
+        let path = self.resume.as_ref().unwrap_or(&self.address.path);
+        Ok((Source::connect_for(&self.address, path, Patience::default())?, None))
+    }
+
     fn lost(&mut self, ended: &Ended) -> Incoming {
         // A server that ends each connection at once is tried ever more slowly too.
         if self.connected_at.is_some_and(|at| at.elapsed() >= LONGEST_DELAY) {
-            self.delay = FIRST_DELAY;
+            self.delay = jittered(FIRST_DELAY);
         }
         self.told = note::chain(ended);
         Incoming::Down(self.told.clone(), self.delay)
     }
+}
+
+/// From half of it to all: many that lost one server don't come back as one.
+fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(0.5 + fastrand::f64() / 2.0)
 }

@@ -3,7 +3,8 @@
 //! The way through: `address` is what the person typed, `source` one connection, `follow` the connections one after
 //! another, `seen` what was missed between and within them, `http` puts messages together, and `watch` puts it on the
 //! terminal with `show` and `text`. `inspect` and `record` stand behind `consume`, which hands them each message; `replay` and
-//! `serve` stand behind `server`. `adb` is the way to a device, `relay` that of many devices' streams into NATS.
+//! `serve` stand behind `server`. `adb` is the way to a device, `relay` that of many devices' streams into NATS, `nats`
+//! the way back.
 #![forbid(unsafe_code)]
 
 pub mod adb;
@@ -15,6 +16,11 @@ pub mod extcap;
 pub mod follow;
 pub mod http;
 pub mod inspect;
+#[cfg(feature = "relay")]
+pub mod nats;
+#[cfg(not(feature = "relay"))]
+#[path = "no_nats.rs"]
+pub mod nats;
 pub mod note;
 pub mod record;
 #[cfg(feature = "relay")]

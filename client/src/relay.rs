@@ -15,7 +15,7 @@ use std::{
 };
 
 use argh::{ArgsInfo, FromArgs};
-use plaintap_relay::{Incoming, Named, Source, Target, Wanted, note};
+use plaintap_relay::{Incoming, Named, Source, Target, Wanted, connect, note};
 use tungstenite::Message;
 
 pub use sources::From;
@@ -59,8 +59,13 @@ pub struct RelayArgs {
     #[argh(option, arg_name = "file")]
     pub sources: Option<PathBuf>,
     /// the NATS server, as nats://HOST:PORT, nats://USER:PASSWORD@HOST:PORT or tls://HOST:PORT; several with commas
+    /// (default: the context's)
     #[argh(option, arg_name = "url")]
-    pub to: String,
+    pub to: Option<String>,
+    /// a context of the nats tool, by its name or its file's path: server, user and certificates, as far as they are
+    /// not given here
+    #[argh(option, arg_name = "name")]
+    pub context: Option<String>,
     /// a user's credentials, as nsc writes them
     #[argh(option, arg_name = "file")]
     pub creds: Option<PathBuf>,
@@ -119,9 +124,12 @@ pub fn run(args: RelayArgs) -> Result<(), Error> {
         None
     };
     let target = Target {
-        url: args.to,
-        credentials: args.creds,
-        tls_ca: args.tls_ca,
+        server: connect::Server {
+            url: args.to,
+            credentials: args.creds,
+            tls_ca: args.tls_ca,
+            context: args.context,
+        },
         stream: args.stream,
         max_bytes: i64::try_from(args.max_bytes.0).unwrap_or(i64::MAX),
         max_age: args.max_age.0,
@@ -199,14 +207,14 @@ fn track(news: &mpsc::Sender<News>) {
 
 fn named(all: BTreeMap<String, Address>, pinned: Option<&Arc<Pinned>>) -> Vec<Named> {
     let sources = all.into_iter().map(|(name, address)| {
-        let keeper = address.device.as_ref().zip(pinned).map(|(device, pinned)| Keeper {
+        let keeper = address.serial().zip(pinned).map(|(serial, pinned)| Keeper {
             pinned: pinned.clone(),
-            serial: device.serial.clone(),
+            serial: serial.to_owned(),
             due: true,
             told: String::new(),
         });
         let address = match &keeper {
-            Some(keeper) => Address { path: address.path.clone(), ..keeper.pinned.address(&keeper.serial) },
+            Some(keeper) => Address { path: address.path, ..keeper.pinned.address(&keeper.serial) },
             None => address,
         };
         Named {
@@ -214,7 +222,11 @@ fn named(all: BTreeMap<String, Address>, pinned: Option<&Arc<Pinned>>) -> Vec<Na
             place: format!("{address}{}", address.path),
             whole: !address.chooses(),
             open: Arc::new(move || {
-                Box::new(Stream { follow: Follow::new(address.with_backlog(), true), keeper: keeper.clone() })
+                Box::new(Stream {
+                    follow: Follow::new(address.with_backlog(), true),
+                    keeper: keeper.clone(),
+                    told: String::new(),
+                })
             }),
         }
     });
@@ -225,6 +237,8 @@ fn named(all: BTreeMap<String, Address>, pinned: Option<&Arc<Pinned>>) -> Vec<Na
 struct Stream {
     follow: Follow,
     keeper: Option<Keeper>,
+    /// Why there is no connection.
+    told: String,
 }
 
 impl Source for Stream {
@@ -232,22 +246,29 @@ impl Source for Stream {
         self.follow.resume_after(Some((seq, run)));
     }
 
-    fn receive(&mut self) -> Result<Incoming, String> {
+    fn receive(&mut self) -> Incoming {
         if let Some(keeper) = &mut self.keeper
-            && let Some(why) = keeper.keep()
+            && let Some(instead) = keeper.keep()
         {
-            return Ok(why);
+            return instead;
         }
-        match self.follow.receive() {
-            Ok(follow::Incoming::Message(Message::Binary(bytes))) => Ok(Incoming::Message(bytes)),
-            Ok(follow::Incoming::Message(_) | follow::Incoming::Idle) => Ok(Incoming::Nothing),
-            Ok(follow::Incoming::Down(why, _)) => {
-                self.keeper.iter_mut().for_each(|keeper| keeper.due = true);
-                Ok(Incoming::Down(why))
+        let why = match self.follow.receive() {
+            Ok(follow::Incoming::Message(Message::Binary(bytes))) => return Incoming::Message(bytes),
+            Ok(follow::Incoming::Message(_) | follow::Incoming::Idle) => return Incoming::Nothing,
+            Ok(follow::Incoming::Connected { .. }) => {
+                self.told.clear();
+                return Incoming::Connected;
             }
-            Ok(follow::Incoming::Connected { .. }) => Ok(Incoming::Connected),
-            Err(error) => Err(chain(&error)),
+            Ok(follow::Incoming::Down(why, _)) => why,
+            // As where an agent lets nobody in: somebody may change that while the relay runs.
+            Err(error) => chain(&error),
+        };
+        self.keeper.iter_mut().for_each(|keeper| keeper.due = true);
+        if why == self.told {
+            return Incoming::Nothing;
         }
+        self.told.clone_from(&why);
+        Incoming::Down(why)
     }
 }
 

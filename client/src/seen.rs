@@ -21,6 +21,8 @@ pub struct Seen {
     missed_messages: u64,
     /// By the agent, in this run: events and bytes. `None` until a heartbeat says it.
     lost: Option<(u64, u64)>,
+    /// Another took it from the agent and stored it: what the agent says of its connection is not about ours.
+    kept: bool,
 }
 
 /// The kept log lines that a new connection starts with, before its first heartbeat: they are no longer missed.
@@ -41,6 +43,11 @@ impl Seen {
     pub fn reconnected(&mut self) {
         self.away = Some(Away::default());
         self.missed_messages = 0;
+    }
+
+    /// It was stored, and comes from there.
+    pub fn is_kept(&mut self) {
+        self.kept = true;
     }
 
     /// Takes a message into account; returns what the person should be told.
@@ -111,7 +118,10 @@ impl Seen {
         if heartbeat.missed_messages > self.missed_messages {
             let missed = counted(heartbeat.missed_messages, "message");
             let bytes = counted(heartbeat.missed_bytes, "byte");
-            told.push(format!("too slow: missed {missed} ({bytes}) so far on this connection"));
+            told.push(match self.kept {
+                false => format!("too slow: missed {missed} ({bytes}) so far on this connection"),
+                true => format!("not stored: {missed} ({bytes}), so far on the relay's connection"),
+            });
         }
         self.missed_messages = heartbeat.missed_messages;
         let now = (heartbeat.lost_events, heartbeat.lost_bytes);
@@ -225,6 +235,17 @@ mod tests {
         assert!(
             told(&mut seen, &[heartbeat("a", 0), event(1), event(9), heartbeat("a", 20), event(30)])
                 .is_empty()
+        );
+    }
+
+    #[test]
+    fn what_was_not_stored_is_the_relays_to_miss() {
+        let mut seen = Seen::default();
+        seen.is_kept();
+        let missed = Heartbeat { missed_messages: 2, missed_bytes: 1, ..at("a", 9) };
+        assert_eq!(
+            told(&mut seen, &[heartbeat("a", 0), event(1), beat(missed), event(12)]),
+            ["not stored: 2 messages (1 byte), so far on the relay's connection"]
         );
     }
 

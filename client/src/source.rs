@@ -1,7 +1,7 @@
 //! One connection to a server: how it comes about, what it delivers, and how it ends.
 //!
-//! A `Source` owns the connection. It never blocks while there is something to deliver, and says when there is nothing, so
-//! that its user can flush what it has shown.
+//! A `Source` owns the connection, be it a WebSocket server's or NATS's. It never blocks while there is something to
+//! deliver, and says when there is nothing, so that its user can flush what it has shown.
 
 use std::{
     io::{self, Read},
@@ -17,7 +17,11 @@ use tungstenite::{
     protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
 };
 
-use crate::{adb, address::Address};
+use crate::{
+    adb,
+    address::{Address, Way},
+    nats::{self, Place, Reader, Wanted},
+};
 
 /// What the original's own clients send, so that every server lets us in.
 const ORIGIN: &str = "http://localhost/";
@@ -71,6 +75,9 @@ pub enum ConnectError {
     /// The server is not what we came for.
     #[error("{0} does not answer as a WebSocket server")]
     Handshake(Address, #[source] Box<Error>),
+    /// The stream that is kept can't be read.
+    #[error(transparent)]
+    Nats(#[from] nats::Error),
 }
 
 impl ConnectError {
@@ -80,6 +87,7 @@ impl ConnectError {
         match self {
             Self::Resolve(..) | Self::Connect(..) | Self::Silent(_) => true,
             Self::Adb(error) => error.may_pass(),
+            Self::Nats(error) => error.may_pass(),
             Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
             Self::Handshake(_, error) => {
                 matches!(**error, Error::Io(_) | Error::Protocol(ProtocolError::HandshakeIncomplete))
@@ -106,6 +114,9 @@ pub enum Ended {
     /// The server does not follow the WebSocket protocol, or sent a message that is too long.
     #[error("the server sent what it must not")]
     Wrong(#[source] Box<Error>),
+    /// The one to a stream that is kept.
+    #[error(transparent)]
+    Nats(#[from] nats::Ended),
 }
 
 impl Ended {
@@ -124,11 +135,11 @@ fn said(frame: &Option<CloseFrame>) -> String {
 }
 
 /// A connection that stands.
-pub struct Source {
-    socket: WebSocket<TcpStream>,
-    patience: Patience,
-    /// There was nothing left to read.
-    idle: bool,
+pub enum Source {
+    /// To a server.
+    Socket(Box<Socket>),
+    /// To a stream that is kept.
+    Nats(Reader),
 }
 
 impl Source {
@@ -139,12 +150,48 @@ impl Source {
 
     /// Connects to a server and asks it for another `path` than the address's own.
     pub fn connect_for(address: &Address, path: &str, patience: Patience) -> Result<Self, ConnectError> {
-        let stream = match (&address.device, &address.unix) {
-            (Some(device), _) => adb::connect(&device.serial, &device.place)?,
-            (_, Some(path)) => {
+        Ok(Self::Socket(Box::new(Socket::connect(address, path, patience)?)))
+    }
+
+    /// Connects to a stream that is kept and goes on behind a place in it. Says what the person should know, too.
+    pub fn connect_behind(
+        wanted: &Wanted,
+        place: Option<&Place>,
+    ) -> Result<(Self, Vec<String>), ConnectError> {
+        let (reader, told) = Reader::connect(wanted, place)?;
+        Ok((Self::Nats(reader), told))
+    }
+
+    /// The next text or binary message; `None`: nothing more has come yet, and the next call waits until something
+    /// does.
+    pub fn receive(&mut self) -> Result<Option<Message>, Ended> {
+        match self {
+            Self::Socket(socket) => socket.receive(),
+            Self::Nats(reader) => Ok(reader.receive()?.map(Message::Binary)),
+        }
+    }
+}
+
+/// A connection to a WebSocket server.
+pub struct Socket {
+    socket: WebSocket<TcpStream>,
+    patience: Patience,
+    /// There was nothing left to read.
+    idle: bool,
+}
+
+impl Socket {
+    fn connect(address: &Address, path: &str, patience: Patience) -> Result<Self, ConnectError> {
+        let stream = match &address.way {
+            Way::Device(device) => adb::connect(&device.serial, &device.place)?,
+            Way::Unix(path) => {
                 connect_unix(path).map_err(|error| ConnectError::Connect(address.clone(), error))?
             }
-            _ => connect_tcp(address, patience.connect)?,
+            Way::Tcp { host, port } => connect_tcp(address, host, *port, patience.connect)?,
+            Way::Nats(_) => {
+                let error = io::Error::new(io::ErrorKind::Unsupported, "it is no agent but what one sent");
+                return Err(ConnectError::Connect(address.clone(), error));
+            }
         };
         let broken = |error| ConnectError::Connect(address.clone(), error);
         stream.set_read_timeout(Some(patience.connect)).map_err(broken)?;
@@ -173,8 +220,7 @@ impl Source {
         }
     }
 
-    /// The next text or binary message; `None`: nothing more has come yet, and the next call waits until something does.
-    pub fn receive(&mut self) -> Result<Option<Message>, Ended> {
+    fn receive(&mut self) -> Result<Option<Message>, Ended> {
         if self.idle {
             self.wait()?;
             self.idle = false;
@@ -232,10 +278,14 @@ fn connect_unix(_: &Path) -> io::Result<TcpStream> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-fn connect_tcp(address: &Address, patience: Duration) -> Result<TcpStream, ConnectError> {
-    let all = (address.host.as_str(), address.port)
-        .to_socket_addrs()
-        .map_err(|error| ConnectError::Resolve(address.clone(), error))?;
+fn connect_tcp(
+    address: &Address,
+    host: &str,
+    port: u16,
+    patience: Duration,
+) -> Result<TcpStream, ConnectError> {
+    let all =
+        (host, port).to_socket_addrs().map_err(|error| ConnectError::Resolve(address.clone(), error))?;
     let mut last = io::ErrorKind::AddrNotAvailable.into();
     for one in all {
         match TcpStream::connect_timeout(&one, patience) {

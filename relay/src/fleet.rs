@@ -68,7 +68,7 @@ impl Fleet {
             let before = self.running.remove(&name).map(|running| running.task);
             let (sender, receiver) = watch::channel(());
             let place = source.place.clone();
-            note(&format!("adds device={name} place={place}"));
+            note(&format!("adds device={name}"));
             let gauges = self.metrics.device(&name);
             let device = Device::new(self.context.clone(), self.stream.clone(), name.clone(), gauges.clone());
             let task = tokio::spawn(async move {
@@ -84,7 +84,7 @@ impl Fleet {
     }
 }
 
-/// Relays one source until it has no more, or is wanted no more.
+/// Relays one source until it is wanted no more.
 async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: watch::Receiver<()>) {
     let name = source.name.clone();
     loop {
@@ -119,7 +119,6 @@ async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: w
             }
         };
         if !fenced {
-            // The source said why, or it is wanted no more.
             return;
         }
         drop(receiver);
@@ -139,7 +138,7 @@ async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: w
     }
 }
 
-/// Reads a source until nobody wants what it reads, or it has no more.
+/// Reads a source until nobody wants what it reads.
 fn read(
     name: &str,
     mut source: Box<dyn Source>,
@@ -155,7 +154,7 @@ fn read(
     resume(&mut source, track.place());
     while !sender.is_closed() {
         match source.receive() {
-            Ok(Incoming::Message(bytes)) => match track.take(bytes) {
+            Incoming::Message(bytes) => match track.take(bytes) {
                 Ok(messages) => {
                     for message in messages {
                         if sender.blocking_send(message).is_err() {
@@ -167,21 +166,17 @@ fn read(
                     note(&format!("skips what is no LogEntry device={name} error={:?}", error.to_string()))
                 }
             },
-            Ok(Incoming::Connected) => {
+            Incoming::Connected => {
                 note(&format!("source is there device={name}"));
                 gauges.connected(true);
                 track.connected();
             }
-            Ok(Incoming::Down(why)) => {
+            Incoming::Down(why) => {
                 note(&format!("source is away device={name} error={why:?}"));
                 gauges.connected(false);
                 resume(&mut source, track.place());
             }
-            Ok(Incoming::Nothing) => {}
-            Err(why) => {
-                note(&format!("source ends device={name} error={why:?}"));
-                return;
-            }
+            Incoming::Nothing => {}
         }
     }
 }

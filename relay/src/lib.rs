@@ -3,26 +3,34 @@
 //!
 //! Which sources there are is said from outside, anew whenever that changes; `fleet` has a thread and a task for each. `track`
 //! knows what was sent and what is missing, `device` has it stored, `metrics` tells who asks how that goes.
+//!
+//! `read` is the way back: a device's messages out of the stream, for whoever shows or records them.
 
+pub mod connect;
 pub mod device;
 mod fleet;
 pub mod metrics;
+pub mod read;
 pub mod subject;
 pub mod track;
+pub mod wanted;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
-use async_nats::{
-    ConnectErrorKind, ConnectOptions,
-    jetstream::{
-        self,
-        context::CreateStreamErrorKind,
-        stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
-    },
+use async_nats::jetstream::{
+    self,
+    context::CreateStreamErrorKind,
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use connect::{Connected, Server};
 use device::chain;
 use fleet::Fleet;
 use metrics::Metrics;
@@ -47,15 +55,15 @@ pub enum Incoming {
 pub trait Source: Send + 'static {
     /// Has the next connection go on behind this message: its number and its run.
     fn resume_after(&mut self, seq: u64, run: &str);
-    /// What comes next; an error's text if there is no going on.
-    fn receive(&mut self) -> Result<Incoming, String>;
+    /// What comes next; it returns now and then when there is nothing.
+    fn receive(&mut self) -> Incoming;
 }
 
 /// A source, and what it is called.
 pub struct Named {
     /// The device.
     pub name: String,
-    /// Where it is: a source that has another place than before under its name is another one.
+    /// Where it is, secrets in it too: a source that has another place than before under its name is another one.
     pub place: String,
     /// Nothing is left out on purpose: each hole in its numbers is a loss.
     pub whole: bool,
@@ -76,12 +84,8 @@ pub fn sources() -> (Wanted, Sources) {
 /// Where to, and how.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The server: `nats://HOST:PORT`, or `tls://…`; several with commas.
-    pub url: String,
-    /// A file as `nsc` writes it, with a user's JWT and seed.
-    pub credentials: Option<PathBuf>,
-    /// Certificates of authorities that the server's may be signed by.
-    pub tls_ca: Option<PathBuf>,
+    /// The server.
+    pub server: Server,
     /// The stream's name.
     pub stream: String,
     /// What a stream that is created keeps at most, in bytes.
@@ -96,20 +100,9 @@ pub enum Error {
     /// The runtime can't be had.
     #[error("can't start")]
     Start(#[source] io::Error),
-    /// The file is of no use.
-    #[error("can't read the credentials in {path:?}")]
-    Credentials {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: io::Error,
-    },
-    /// The server lets nobody in with these.
-    #[error("{0} refuses the credentials; give others with --creds, or as nats://USER:PASSWORD@HOST:PORT")]
-    Refused(String),
-    /// No connection.
-    #[error("no connection to {0}")]
-    Connect(String, #[source] async_nats::ConnectError),
+    /// The server.
+    #[error(transparent)]
+    Connect(#[from] connect::Error),
     /// The server has no JetStream, or this user may not use it.
     #[error("{0} has no JetStream, or not for this user; start it with jetstream enabled (nats-server -js)")]
     NoJetStream(String),
@@ -138,7 +131,8 @@ pub enum Error {
 
 /// A line for the person: what happens, in `key=value`.
 pub fn note(text: &str) {
-    eprintln!("plaintap relay: {text}");
+    // A note that nobody can read is no reason to stop, as when stderr is a pipe that was closed.
+    let _ = writeln!(io::stderr(), "plaintap relay: {text}");
 }
 
 /// Relays all of `sources` until SIGINT or SIGTERM; `hangup` is called on SIGHUP. What is not acknowledged then is sent again by
@@ -156,8 +150,10 @@ pub fn run(
         .map_err(Error::Start)?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::new().map_err(Error::Start)?;
-        let (context, stream) = connect(target).await?;
-        note(&format!("connected to={} stream={}", without_secret(&target.url), target.stream));
+        let told = |event| note(&format!("server {event}"));
+        let Connected { context, shown } = target.server.connect("plaintap relay", told).await?;
+        let stream = stream(&context, target, &shown).await?;
+        note(&format!("connected to={shown} stream={}", target.stream));
         let metrics = Arc::new(Metrics::new(context.client()));
         if let Some(place) = metrics_at {
             metrics::serve(place, metrics.clone()).await.map_err(|error| Error::Metrics(place, error))?;
@@ -229,43 +225,6 @@ impl Signals {
         }
         Signal::End
     }
-}
-
-/// A server's URL without the user and the password that may be in it.
-pub fn without_secret(url: &str) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    for one in url.split(',') {
-        let (scheme, rest) = one.split_once("://").unwrap_or(("nats", one));
-        let host = rest.rsplit('@').next().unwrap_or(rest);
-        parts.push(format!("{scheme}://{host}"));
-    }
-    parts.join(",")
-}
-
-async fn connect(target: &Target) -> Result<(jetstream::Context, Stream), Error> {
-    let shown = without_secret(&target.url);
-    let mut options = ConnectOptions::new()
-        .name("plaintap relay")
-        .event_callback(|event| async move { note(&format!("server {event}")) });
-    if let Some(path) = &target.credentials {
-        options = options
-            .credentials_file(path)
-            .await
-            .map_err(|source| Error::Credentials { path: path.clone(), source })?;
-    }
-    if let Some(path) = &target.tls_ca {
-        options = options.add_root_certificates(path.clone());
-    }
-    let servers: Vec<&str> = target.url.split(',').collect();
-    let client = options.connect(servers).await.map_err(|error| match error.kind() {
-        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            Error::Refused(shown.clone())
-        }
-        _ => Error::Connect(shown.clone(), error),
-    })?;
-    let context = jetstream::new(client);
-    let stream = stream(&context, target, &shown).await?;
-    Ok((context, stream))
 }
 
 /// The stream, made if it is not there, and checked if it is: never changed.

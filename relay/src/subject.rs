@@ -1,5 +1,7 @@
 //! Names: of subjects in NATS, of headers on messages.
 
+use crate::wanted::decoded;
+
 /// All that relays send lies below this.
 pub const ROOT: &str = "plaintap";
 
@@ -65,6 +67,11 @@ pub fn token(device: &str) -> String {
     token
 }
 
+/// The device's name that `token` made this of.
+pub fn name(token: &str) -> String {
+    decoded(token, false).unwrap_or_else(|| token.to_owned())
+}
+
 /// Text as a header may carry it: in one line of bounded length.
 pub fn header_text(text: &str) -> String {
     const MOST: usize = 256;
@@ -81,6 +88,9 @@ mod tests {
         assert_eq!(subject("127.0.0.1:28257", Kind::Log), "plaintap.127%2E0%2E0%2E1%3A28257.log");
         assert_eq!(token("a*b>c d%é"), "a%2Ab%3Ec%20d%25%C3%A9");
         assert_ne!(token("a.b"), token("a%2Eb"));
+        for device in ["R5CT-1_a", "127.0.0.1:28257", "a*b>c d%é+"] {
+            assert_eq!(name(&token(device)), device);
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@
 #
 # Shown for each: push, start as root, forwards to a TCP port and to an abstract socket, through an adbd that is root and
 # one that is Android's shell; an app's user is refused; the device is stopped for a while and its clock set, forwards are cut
-# and made again under load, and nothing is lost; and `plaintap adb` and `plaintap doctor`, with root by su and without.
+# and made again under load, and nothing is lost; and `plaintap adb` and `plaintap doctor`, with root by su and without. On the
+# last kernel also `plaintap relay` of every device that is plugged in, with an agent that it puts there and keeps running.
 set -euo pipefail
 # shellcheck source=tests/vm/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -25,11 +26,17 @@ while (($#)); do
 done
 ((${#machines[@]})) || machines=("${kernels[@]}")
 
-command -v adb >/dev/null || die "no adb: bash ci/setup.sh test installs it" 3
+for program in adb nats-server; do
+  command -v $program >/dev/null || die "no $program: bash ci/setup.sh test installs it" 3
+done
 bash tests/vm/fetch.sh
 [[ -x dist/plaintapd-aarch64 ]] || bash ci/build-device.sh
 plaintap=${PLAINTAP_BIN_DIR:-$target/release}/plaintap
 [[ -x $plaintap ]] || die "$plaintap is missing: cargo build --release --locked -p plaintap"
+# One that can relay.
+use_cargo demo || die "no cargo: run ci/setup.sh"
+cargo build --quiet --locked -p plaintap --features relay
+relaying=$target/debug/plaintap
 
 work=$(mktemp -d)
 # Its own server, which knows nothing of this computer's devices, and its own keys.
@@ -315,6 +322,47 @@ plaintap_adb() {
   say "  an agent that a killed client left is replaced"
 }
 
+# As the person who watches a lab: which devices there are is adb's to say.
+relayed() {
+  local secret=secret-$RANDOM-relayed pid server place=nats://127.0.0.1:${ports[4]} device
+  inside 'rm -f /data/local/tmp/plaintapd'
+  for device in "$root_device" "$shell_device" "$app_device"; do timeout 10 adb disconnect "$device" >/dev/null; done
+  background nats nats-server --addr 127.0.0.1 --port "${ports[4]}" --jetstream --store_dir "$work/nats"
+  server=$last
+  expect nats.err 'Server is ready'
+  background relay "$relaying" relay --from 'adb:*' --install --agent dist/plaintapd-aarch64 --to "$place" --max-bytes 100M \
+    -- --comm openssl --log-level debug
+  pid=$last
+  expect relay.err 'connected to='
+  background stored "$relaying" watch "$place/?device=$root_device" --json
+  attach_cable "$root_device" || die "$machine: the device does not come back"
+  expect relay.err "installed and started plaintapd serial=$root_device"
+  expect relay.err "source is there device=$root_device"
+  expect stored.err 'connected to'
+  converse "$secret-1"
+  expect_event "$secret-1" stored.json
+  # Not this one's cable, on which the test's own questions go: its agent.
+  # shellcheck disable=SC2016 # the guest's shell expands it
+  inside 'kill -9 $(pidof plaintapd)'
+  until_true "$patience" twice relay.err "started plaintapd serial=$root_device" || die "$machine: the agent is not started again"
+  until_true "$patience" twice relay.err "source is there device=$root_device" || die "$machine: the agent does not come back"
+  converse "$secret-2"
+  expect_event "$secret-2" stored.json
+  timeout 10 adb disconnect "$root_device" >/dev/null
+  expect relay.err "removes device=$root_device"
+  kill -TERM "$pid"
+  ended "$pid" relay 0
+  kill -TERM "$server"
+  ended "$server" nats 1
+  attach_cable "$root_device" || die "$machine: the device does not come back"
+  agent_runs || die "$machine: the relay's agent did not stay"
+  # shellcheck disable=SC2016
+  inside 'kill $(pidof plaintapd)'
+  until_true "$patience" agent_is_gone || die "$machine: plaintapd does not end"
+  say "  plaintap relay --install: a device is found when it is plugged in, its agent put there and started again when it is killed"
+}
+twice() { (($(grep -cF -e "$2" "$work/$1") >= 2)); }
+
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=guest \
   -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
 adb start-server >/dev/null 2>&1 || die "adb start-server fails"
@@ -326,6 +374,7 @@ for machine in "${machines[@]}"; do
   suspended
   cut_under_load
   plaintap_adb
+  if [[ $machine == "${kernels[-1]}" ]]; then relayed; fi
   inside 'echo >/tmp/end'
   ended "$guest" machine 0
   say "$machine: ok ($((SECONDS - start)) s)"

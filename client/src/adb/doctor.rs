@@ -13,7 +13,7 @@ use super::{
     shell::{Output, quoted},
 };
 use crate::{
-    address::Address,
+    address::{Address, Way},
     note,
     source::{Ended, Patience, Source},
     text,
@@ -27,7 +27,7 @@ const GREETING: Duration = Duration::from_secs(5);
 /// Prints what it finds, as it finds it; the exit code.
 pub fn run(args: &DoctorArgs, print: impl Fn(&str)) -> Result<u8, Error> {
     let say = |word: &str, what: &str| print(&format!("{word:7}  {}\n", text::one_line(what)));
-    let Some(place) = &args.url.device else {
+    let Way::Device(place) = &args.url.way else {
         return Ok(match greeting(&args.url) {
             Ok(words) => {
                 say("ok", &format!("server: {words}"));
@@ -122,7 +122,10 @@ impl Examination<'_> {
     /// Whether somebody serves at the agent's port.
     fn port(&self, device: &Device) -> Result<bool, Error> {
         let address = Address::device(device.serial.clone());
-        let place = address.device.as_ref().map(|device| device.place.as_str()).unwrap_or_default();
+        let place = match &address.way {
+            Way::Device(device) => device.place.as_str(),
+            _ => "",
+        };
         if !super::agent::listens(device, place)? {
             (self.say)(
                 "ok",

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     adb::Entry,
-    address::{Address, WrongAddress},
+    address::{Address, Way, WrongAddress},
 };
 
 /// The serial number that stands for all devices.
@@ -32,6 +32,9 @@ pub enum WrongSource {
     /// What it leads to is wrong.
     #[error(transparent)]
     Address(#[from] WrongAddress),
+    /// It leads to where a relay would send it.
+    #[error("{0} is stored in NATS already, where a stream can have another as its source or mirror")]
+    Stored(Address),
     /// All devices can't have one name.
     #[error("{0:?}: devices of adb:* are called by their serial numbers; leave the name out")]
     NamedAll(String),
@@ -45,7 +48,7 @@ pub enum WrongSource {
 impl From {
     /// Each device that is plugged in.
     pub fn is_all(&self) -> bool {
-        self.address.device.as_ref().is_some_and(|device| device.serial == ALL)
+        self.address.serial() == Some(ALL)
     }
 }
 
@@ -54,19 +57,20 @@ impl FromStr for From {
 
     fn from_str(text: &str) -> Result<Self, WrongSource> {
         // A name has no colon, which each address has before its query, where a = may stand.
-        if let Some((name, address)) =
-            text.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains(':'))
-        {
-            let this = Self { name: name.to_owned(), address: address.parse()? };
-            return if this.is_all() { Err(WrongSource::NamedAll(text.to_owned())) } else { Ok(this) };
-        }
-        let address: Address = text.parse()?;
-        let name = match (&address.device, &address.unix) {
-            (Some(device), _) => device.serial.clone(),
-            (_, Some(path)) => path.display().to_string(),
-            _ => address.authority(),
+        let named = text.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains(':'));
+        let address: Address = named.map_or(text, |(_, address)| address).parse()?;
+        let own = match &address.way {
+            Way::Nats(_) => return Err(WrongSource::Stored(address)),
+            Way::Device(device) => device.serial.clone(),
+            Way::Unix(path) => path.display().to_string(),
+            Way::Tcp { .. } => address.authority(),
         };
-        if name.is_empty() { Err(WrongSource::Nameless(text.to_owned())) } else { Ok(Self { name, address }) }
+        match named {
+            Some(_) if own == ALL => Err(WrongSource::NamedAll(text.to_owned())),
+            Some((name, _)) => Ok(Self { name: name.to_owned(), address }),
+            None if own.is_empty() => Err(WrongSource::Nameless(text.to_owned())),
+            None => Ok(Self { name: own, address }),
+        }
     }
 }
 
@@ -167,7 +171,7 @@ impl Sources {
             own.map(|From { name, address }| (name.clone(), address.clone())).collect();
         // A device that has a name is not there a second time by its serial number.
         let taken: HashSet<String> =
-            all.values().filter_map(|address| Some(address.device.as_ref()?.serial.clone())).collect();
+            all.values().filter_map(|address| address.serial().map(str::to_owned)).collect();
         for every in self.named().filter(|from| from.is_all()) {
             for entry in self.devices.iter().filter(|entry| entry.state == "device") {
                 let Some((name, serial)) = self.device(entry) else { continue };
@@ -232,6 +236,10 @@ mod tests {
         ] {
             let from: From = text.parse().unwrap();
             assert_eq!((from.name.as_str(), from.address.to_string()), (name, shown.to_owned()), "{text}");
+        }
+        for stored in ["nats://u:secret@h/?device=a", "lab=nats://u:secret@h/?device=a"] {
+            let error = stored.parse::<From>().unwrap_err().to_string();
+            assert!(error.contains("stored in NATS already") && !error.contains("secret"), "{error}");
         }
         for wrong in ["=ws://h/", "lab=h", "adb:", "lab=adb:*", "adb:?comm=a"] {
             assert!(wrong.parse::<From>().is_err(), "{wrong}");

@@ -4,6 +4,8 @@
 
 mod fleet;
 mod nats;
+mod reading;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpListener, TcpStream};
