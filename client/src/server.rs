@@ -165,8 +165,13 @@ fn is_timeout(error: &io::Error) -> bool {
 
 /// Unix time in seconds.
 pub fn now_s() -> i64 {
+    now_ns() / 1_000_000_000
+}
+
+/// Unix time in nanoseconds.
+pub fn now_ns() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
