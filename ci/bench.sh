@@ -6,7 +6,7 @@
 #   bash ci/bench.sh client     how fast plaintap takes 1 GB of stream, and in how much memory
 #   bash ci/bench.sh idle       memory, wakeups and CPU time of plaintapd when nothing happens
 #   bash ci/bench.sh device     start-up to the first event, memory at rest and at work: here, and on an emulated arm64 kernel 6.12
-#   bash ci/bench.sh relay      DEVICES ("10 100 300 1000") replayed into one plaintap relay and one nats-server, and one at its fastest
+#   bash ci/bench.sh relay      DEVICES ("10 100 300 1000 1000@5", of 20 or @N events a second) into one relay and nats-server
 #   bash ci/bench.sh soak       MINUTES (30) of mixed load, clients and libraries that come and go: fails if anything grows
 #
 # ROUNDS (7) is how often each case has its turn; MILLISECONDS (5000) how long a stream's latency is measured, and a sixth of its rest;
@@ -187,7 +187,7 @@ relay() {
   "$work/plaintap" relay --help >/dev/null 2>&1 || die "$PLAINTAP_BIN_DIR/plaintap can't relay: build it with --features relay"
   cargo build --quiet --release --locked -p plaintap-bench
   local devices
-  read -ra devices <<<"${DEVICES:-10 100 300 1000}"
+  read -ra devices <<<"${DEVICES:-10 100 300 1000 1000@5}"
   # The relay has a descriptor for each device, and so has what starts them.
   ulimit -n "$(ulimit -Hn)"
   about

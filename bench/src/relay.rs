@@ -25,14 +25,14 @@ use crate::{
     recording::FIRST_EVENT,
 };
 
-/// A device's events a second.
+/// A device's events a second, unless said otherwise.
 const RATE: u64 = 20;
 /// How many seconds the devices speak beyond the window: until all have begun, and until the window begins.
 const MORE: u64 = 15;
 /// Of the device that speaks as fast as it can.
 const MOST_EVENTS: u64 = 200_000;
-/// Each device has said so much before the window begins.
-const WARM_UP: u64 = RATE;
+/// Seconds that each device has spoken before the window begins.
+const WARM_UP: u64 = 1;
 /// Reading what all have used takes time, in which nobody reads the stream: what comes so soon after is not counted as late.
 const SETTLED: Duration = Duration::from_secs(1);
 /// Until something comes that must.
@@ -41,13 +41,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(300);
 const STREAM: &str = "PLAINTAP";
 
-/// Measures and prints two tables: a row for each number of devices, and one for a single device without pauses.
-pub fn run(plaintap: &Path, folder: &Path, seconds: u64, devices: &[usize]) -> Result<()> {
-    let steady = Said { events: RATE * (seconds + MORE), rate: Some(RATE) };
-    let mut cases: Vec<_> = devices.iter().map(|devices| (*devices, steady)).collect();
-    cases.push((1, Said { events: MOST_EVENTS, rate: None }));
+/// Measures and prints two tables: a row for each of `cases`, which are a number of devices, or `DEVICES@RATE`, and one for a
+/// single device without pauses.
+pub fn run(plaintap: &Path, folder: &Path, seconds: u64, cases: &[String]) -> Result<()> {
+    let mut wanted = Vec::new();
+    for case in cases {
+        let (devices, rate) = case.split_once('@').unwrap_or((case, ""));
+        let rate = if rate.is_empty() { RATE } else { rate.parse()? };
+        let said = Said { events: rate * (seconds + MORE), rate: Some(rate) };
+        wanted.push((devices.parse().with_context(|| format!("{case} is no number of devices"))?, said));
+    }
+    wanted.push((1, Said { events: MOST_EVENTS, rate: None }));
     let mut rows = Vec::new();
-    for (devices, said) in cases {
+    for (devices, said) in wanted {
         eprintln!("{devices} devices, {} events each", said.events);
         let row = measure(plaintap, folder, seconds, devices, said);
         rows.push(row.with_context(|| format!("with {devices} devices: {}", last_line(folder)))?);
@@ -198,7 +204,8 @@ fn metrics_port(plaintap: &Path) -> Result<Option<u16>> {
 /// A row of the tables.
 struct Row {
     devices: usize,
-    offered: Option<f64>,
+    /// Events a second; none: as many as are taken.
+    wanted: Option<u64>,
     stored: f64,
     /// Parts of one processor.
     relay: f64,
@@ -225,11 +232,11 @@ fn measure(plaintap: &Path, folder: &Path, seconds: u64, devices: usize, said: S
     fs::create_dir_all(&store)?;
     let mut setup = Setup::start(plaintap, folder, devices, said)?;
     let mut reader = setup.reader()?;
-    let end = Instant::now() + PATIENCE;
-    while reader.have_said(WARM_UP) < devices {
+    let (warm, end) = (WARM_UP * said.rate.unwrap_or(RATE), Instant::now() + PATIENCE);
+    while reader.have_said(warm) < devices {
         reader.step()?;
         if Instant::now() > end {
-            bail!("only {} devices have said {WARM_UP} events", reader.have_said(WARM_UP));
+            bail!("only {} devices have said {warm} events", reader.have_said(warm));
         }
     }
     eprintln!("all speak, {} events so far", reader.events());
@@ -271,7 +278,7 @@ fn measure(plaintap: &Path, folder: &Path, seconds: u64, devices: usize, said: S
         .and_then(|(after, before)| Some([after.within(before, 0.5)?, after.within(before, 0.99)?]));
     Ok(Row {
         devices,
-        offered: said.rate.map(|rate| (rate * devices as u64) as f64),
+        wanted: said.rate.map(|rate| rate * devices as u64),
         stored: (after.stored - before.stored) as f64 / time.as_secs_f64(),
         relay: part(before.relay, after.relay),
         nats: part(before.nats, after.nats),
@@ -291,7 +298,7 @@ fn measure(plaintap: &Path, folder: &Path, seconds: u64, devices: usize, said: S
 
 fn print(rows: &[Row]) {
     println!(
-        "| devices | events/s offered | stored | relay: CPU % | per 1,000/s | RSS MiB | PSS MiB | threads | nats-server: CPU % | \
+        "| devices | events/s wanted | stored | relay: CPU % | per 1,000/s | RSS MiB | PSS MiB | threads | nats-server: CPU % | \
          per 1,000/s | RSS MiB |"
     );
     println!("|---|{}", "---:|".repeat(10));
@@ -300,7 +307,7 @@ fn print(rows: &[Row]) {
         println!(
             "| {} | {} | {:.0} | {:.1} | {:.2} | {:.1} | {:.1} | {} | {:.1} | {:.2} | {:.1} |",
             row.devices,
-            row.offered.map_or("all it can".to_owned(), |offered| format!("{offered:.0}")),
+            row.wanted.map_or("all it can".to_owned(), |wanted| wanted.to_string()),
             row.stored,
             row.relay * 100.0,
             each(row.relay),
@@ -322,7 +329,7 @@ fn print(rows: &[Row]) {
         let publish = row
             .publish
             .map_or("- | -".to_owned(), |[p50, p99]| format!("{:.2} | {:.2}", p50 * 1000.0, p99 * 1000.0));
-        let late = match row.offered {
+        let late = match row.wanted {
             Some(_) => format!("{:.2} | {:.2} | {:.1}", row.late[0], row.late[1], row.late[2]),
             // It waits in the sockets' buffers.
             None => "- | - | -".to_owned(),
@@ -337,15 +344,6 @@ fn print(rows: &[Row]) {
         );
     }
     println!();
-    if let (Some(first), Some(last)) = (rows.first(), rows.iter().rfind(|row| row.offered.is_some())) {
-        println!(
-            "CPU % is of one processor. From {} devices to {} the relay's CPU for each event stored goes to {:.2} times, nats-server's \
-             to {:.2} times. A message has {:.0} bytes in the stream.",
-            first.devices,
-            last.devices,
-            (last.relay / last.stored) / (first.relay / first.stored),
-            (last.nats / last.stored) / (first.nats / first.stored),
-            last.message_bytes,
-        );
-    }
+    let bytes = rows.iter().map(|row| row.message_bytes).fold(0.0, f64::max);
+    println!("CPU % is of one processor. A message has {bytes:.0} bytes in the stream.");
 }
