@@ -50,18 +50,22 @@ impl Histogram {
         Self(all)
     }
 
-    /// Within how many seconds a part of the publishes since `before` were done: evenly spread within a bucket.
-    pub fn within(&self, before: &Self, part: f64) -> Option<f64> {
+    /// Within how many milliseconds a part of the publishes since `before` were done: evenly spread within a bucket, but for the
+    /// first and the last, which say no more than their bound.
+    pub fn within_ms(&self, before: &Self, part: f64) -> Option<String> {
         let earlier =
             |bound| before.0.iter().find(|(other, _)| *other == bound).map_or(0.0, |(_, count)| *count);
-        let since: Vec<(f64, f64)> =
-            self.0.iter().map(|(bound, count)| (*bound, count - earlier(*bound))).collect();
-        let wanted = since.last()?.1 * part;
+        let since = self.0.iter().map(|(bound, count)| (bound * 1000.0, count - earlier(*bound)));
+        let wanted = self.0.last()?.1 * part - before.0.last().map_or(0.0, |(_, count)| count * part);
         let (mut low, mut below) = (0.0, 0.0);
         for (bound, count) in since {
             if count >= wanted && count > below {
                 let share = (wanted - below) / (count - below);
-                return Some(if bound.is_finite() { low + (bound - low) * share } else { low });
+                return Some(match (low, bound) {
+                    (0.0, bound) => format!("< {bound}"),
+                    (low, f64::INFINITY) => format!("> {low}"),
+                    (low, bound) => format!("{:.1}", low + (bound - low) * share),
+                });
             }
             (low, below) = (bound, count);
         }
@@ -84,10 +88,11 @@ mod tests {
         };
         let (before, after) =
             (Histogram::read(&text([100, 100, 100])), Histogram::read(&text([150, 199, 200])));
-        assert_eq!(after.within(&before, 0.5), Some(0.001));
-        assert_eq!(after.within(&before, 0.25), Some(0.0005));
-        assert_eq!(after.within(&before, 1.0), Some(0.01), "beyond the last bound: at least that");
-        assert_eq!(before.within(&before, 0.5), None);
-        assert_eq!(Histogram::default().within(&before, 0.5), None);
+        let within = |part| after.within_ms(&before, part);
+        assert_eq!(within(0.25).as_deref(), Some("< 1"));
+        assert_eq!(within(0.745).as_deref(), Some("5.5"));
+        assert_eq!(within(1.0).as_deref(), Some("> 10"));
+        assert_eq!(before.within_ms(&before, 0.5), None);
+        assert_eq!(Histogram::default().within_ms(&before, 0.5), None);
     }
 }

@@ -221,8 +221,8 @@ struct Row {
     relay_pss: u64,
     threads: u64,
     nats_rss: u64,
-    /// Seconds: half of the publishes, and 99 of 100.
-    publish: Option<[f64; 2]>,
+    /// Milliseconds: half of the publishes, and 99 of 100.
+    publish: Option<[String; 2]>,
     /// Milliseconds: half of the events, 99 of 100, all.
     late: [f64; 3],
     message_bytes: f64,
@@ -278,7 +278,7 @@ fn measure(plaintap: &Path, folder: &Path, seconds: u64, devices: usize, said: S
     let [Some(p50), Some(p99), Some(most)] = late else { bail!("no event came in the window") };
     let publish = publishes
         .zip(publishes_before)
-        .and_then(|(after, before)| Some([after.within(&before, 0.5)?, after.within(&before, 0.99)?]));
+        .and_then(|(after, before)| Some([after.within_ms(&before, 0.5)?, after.within_ms(&before, 0.99)?]));
     Ok(Row {
         devices,
         wanted: said.rate.map(|rate| rate * devices as u64),
@@ -329,9 +329,7 @@ fn print(rows: &[Row]) {
     );
     println!("|---|{}", "---:|".repeat(10));
     for row in rows {
-        let publish = row
-            .publish
-            .map_or("- | -".to_owned(), |[p50, p99]| format!("{:.2} | {:.2}", p50 * 1000.0, p99 * 1000.0));
+        let publish = row.publish.as_ref().map_or("- | -".to_owned(), |parts| parts.join(" | "));
         let late = match row.wanted {
             Some(_) => format!("{:.2} | {:.2} | {:.1}", row.late[0], row.late[1], row.late[2]),
             // It waits in the sockets' buffers.
