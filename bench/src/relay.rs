@@ -10,6 +10,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -153,7 +154,7 @@ impl Setup {
                     return Ok(Reader { connection, last: HashMap::new(), late: Vec::new(), gaps: 0 });
                 }
                 Err(error) if Instant::now() > end || self.relay.ended()? => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                Err(_) => thread::sleep(Duration::from_millis(20)),
             }
         }
     }
@@ -215,7 +216,7 @@ struct Row {
     nats: f64,
     fleet: f64,
     own: f64,
-    /// Part of all processors.
+    others: f64,
     idle: f64,
     relay_rss: u64,
     relay_pss: u64,
@@ -279,15 +280,25 @@ fn measure(plaintap: &Path, folder: &Path, seconds: u64, devices: usize, said: S
     let publish = publishes
         .zip(publishes_before)
         .and_then(|(after, before)| Some([after.within_ms(&before, 0.5)?, after.within_ms(&before, 0.99)?]));
+    let processors = thread::available_parallelism()?.get() as f64;
+    let ticks = (after.idle.1 - before.idle.1).max(1) as f64;
+    let idle = (after.idle.0 - before.idle.0) as f64 / ticks * processors;
+    let [relay, nats, fleet, own] = [
+        part(before.relay, after.relay),
+        part(before.nats, after.nats),
+        part(before.fleet, after.fleet),
+        part(before.own, after.own),
+    ];
     Ok(Row {
         devices,
         wanted: said.rate.map(|rate| rate * devices as u64),
         stored: (after.stored - before.stored) as f64 / time.as_secs_f64(),
-        relay: part(before.relay, after.relay),
-        nats: part(before.nats, after.nats),
-        fleet: part(before.fleet, after.fleet),
-        own: part(before.own, after.own),
-        idle: (after.idle.0 - before.idle.0) as f64 / (after.idle.1 - before.idle.1).max(1) as f64,
+        relay,
+        nats,
+        fleet,
+        own,
+        others: (processors - idle - relay - nats - fleet - own).max(0.0),
+        idle,
         relay_rss,
         relay_pss,
         threads,
@@ -325,9 +336,9 @@ fn print(rows: &[Row]) {
     println!();
     println!(
         "| devices | events in all | missing | publish ms: p50 | p99 | late ms: p50 | p99 | most | replayers: CPU % | reader | \
-         machine idle % |"
+         all others | idle |"
     );
-    println!("|---|{}", "---:|".repeat(10));
+    println!("|---|{}", "---:|".repeat(11));
     for row in rows {
         let publish = row.publish.as_ref().map_or("- | -".to_owned(), |parts| parts.join(" | "));
         let late = match row.wanted {
@@ -336,11 +347,12 @@ fn print(rows: &[Row]) {
             None => "- | - | -".to_owned(),
         };
         println!(
-            "| {} | {} | 0 | {publish} | {late} | {:.1} | {:.1} | {:.1} |",
+            "| {} | {} | 0 | {publish} | {late} | {:.1} | {:.1} | {:.1} | {:.1} |",
             row.devices,
             row.total,
             row.fleet * 100.0,
             row.own * 100.0,
+            row.others * 100.0,
             row.idle * 100.0,
         );
     }
