@@ -6,10 +6,12 @@
 #   bash ci/bench.sh client     how fast plaintap takes 1 GB of stream, and in how much memory
 #   bash ci/bench.sh idle       memory, wakeups and CPU time of plaintapd when nothing happens
 #   bash ci/bench.sh device     start-up to the first event, memory at rest and at work: here, and on an emulated arm64 kernel 6.12
+#   bash ci/bench.sh relay      DEVICES ("10 100 300 1000 1000@5", of 20 or @N events a second) into one relay and nats-server
 #   bash ci/bench.sh soak       MINUTES (30) of mixed load, clients and libraries that come and go: fails if anything grows
 #
 # ROUNDS (7) is how often each case has its turn; MILLISECONDS (5000) how long a stream's latency is measured, and a sixth of its rest;
-# BYTES (1000000000) is how much client is sent. PLAINTAP_BIN_DIR names the folder of a built plaintapd and plaintap.
+# BYTES (1000000000) is how much client is sent; SECONDS_EACH (20) how long each number of devices is measured. PLAINTAP_BIN_DIR
+# names the folder of a built plaintapd and plaintap; for relay, of a plaintap with that feature.
 set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -18,7 +20,7 @@ usage() {
   sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2
 }
-[[ $# == 1 && $1 =~ ^(capture|stream|client|idle|device|soak)$ ]] || usage
+[[ $# == 1 && $1 =~ ^(capture|stream|client|idle|device|soak|relay)$ ]] || usage
 ((EUID == 0)) || die "plaintapd loads eBPF programs: run this as root" 3
 
 libraries=/usr/lib/x86_64-linux-gnu
@@ -33,11 +35,13 @@ trap ended EXIT
 
 use_cargo demo || die "no cargo: run ci/setup.sh"
 if [[ -z ${PLAINTAP_BIN_DIR:-} ]]; then
-  build_release --quiet
+  if [[ $1 == relay ]]; then cargo build --quiet --release --locked -p plaintap --features relay; else build_release --quiet; fi
   PLAINTAP_BIN_DIR=$target/release
 fi
 # A copy: a build that goes on meanwhile must not change what is measured.
-cp "$PLAINTAP_BIN_DIR/plaintapd" "$work/plaintapd"
+measured=plaintapd
+[[ $1 != relay ]] || measured=plaintap
+cp "$PLAINTAP_BIN_DIR/$measured" "$work/$measured"
 
 about() {
   say "$(date -u +%F), kernel $(uname -r), $(nproc) CPUs ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), load $(cut -d' ' -f1-3 /proc/loadavg)"
@@ -176,6 +180,24 @@ client() {
         peak[int((NR + 1) / 2)] / 1024, peak[NR] / 1024, out / 1e6 }' "$peaks"
     rm -f "$work"/out.*
   done
+}
+
+relay() {
+  command -v nats-server >/dev/null || die "no nats-server: apt-get install nats-server"
+  "$work/plaintap" relay --help >/dev/null 2>&1 || die "$PLAINTAP_BIN_DIR/plaintap can't relay: build it with --features relay"
+  cargo build --quiet --release --locked -p plaintap-bench
+  local devices
+  read -ra devices <<<"${DEVICES:-10 100 300 1000 1000@5}"
+  # The relay has a descriptor for each device, and so has what starts them.
+  ulimit -n "$(ulimit -Hn)"
+  about
+  # timeout leads the group of all that is started, and passes a signal on to it.
+  timeout "${BOUND:-3000}" "$target/release/plaintap-bench" relay "$work/plaintap" "$work" "${SECONDS_EACH:-20}" "${devices[@]}" &
+  agent_pid=$!
+  wait "$agent_pid" || die "see above"
+  agent_pid=
+  say
+  say "Load at the end: $(cut -d' ' -f1-3 /proc/loadavg)."
 }
 
 idle() {

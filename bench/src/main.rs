@@ -2,16 +2,21 @@
 //!
 //! The parts: `load` is the program under measurement, `probes` puts eBPF programs on it without an agent, `agent` runs
 //! plaintapd with its clients; `cost`, `loss`, `stream`, `device` and `soak` are the measurements, and print Markdown; `process` reads what they are of.
-//! `recording` makes what clients are measured with.
+//! `recording` makes what clients are measured with. `relay` measures many devices into NATS: `fleet` plays them, `nats` is the
+//! server, and `metrics` what the relay tells of itself.
 
 mod agent;
 mod cost;
 mod device;
+mod fleet;
 mod load;
 mod loss;
+mod metrics;
+mod nats;
 mod probes;
 mod process;
 mod recording;
+mod relay;
 mod soak;
 mod stream;
 
@@ -45,6 +50,7 @@ const USAGE: &str =
        plaintap-bench steps AGENT LOAD CERTIFICATES ROUNDS LIBRARY OBJECT
        plaintap-bench loss  AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS
        plaintap-bench recording FILE BYTES
+       plaintap-bench relay PLAINTAP FOLDER SECONDS DEVICES[@RATE]...
        plaintap-bench device AGENT LOAD CERTIFICATES LIBRARY ROUNDS
        plaintap-bench soak AGENT LOAD CERTIFICATES MINUTES LIBRARY...
        plaintap-bench stream AGENT LOAD CERTIFICATES LIBRARY MILLISECONDS";
@@ -54,6 +60,13 @@ fn run(arguments: Vec<String>) -> Result<()> {
         && what == "recording"
     {
         return recording::write(file, bytes.parse().context(USAGE)?);
+    }
+    if let [what, plaintap, folder, seconds, devices @ ..] = &arguments[..]
+        && what == "relay"
+    {
+        let devices =
+            devices.iter().map(|devices| devices.parse().context(USAGE)).collect::<Result<Vec<_>>>()?;
+        return relay::run(plaintap.as_ref(), folder.as_ref(), seconds.parse().context(USAGE)?, &devices);
     }
     let [what, agent, load, certificate, rest @ ..] = &arguments[..] else { bail!(USAGE) };
     let paths = Paths { agent: agent.into(), load: load.into(), certificate: certificate.into() };

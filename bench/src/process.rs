@@ -1,8 +1,45 @@
-//! What a process has and uses, as /proc tells.
+//! What a process has and uses, as /proc tells; and processes of our own.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::{Child, ChildStderr, Command},
+};
 
 use anyhow::{Context, Result};
+
+/// A process of ours; ended when dropped.
+pub struct Running(Child);
+
+impl Running {
+    /// Starts it.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let child = command.spawn();
+        Ok(Self(child.with_context(|| format!("starting {}", command.get_program().to_string_lossy()))?))
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// What it says, if that is piped; once.
+    pub fn stderr(&mut self) -> Result<ChildStderr> {
+        self.0.stderr.take().context("no stderr")
+    }
+
+    /// Whether it has ended by itself.
+    pub fn ended(&mut self) -> Result<bool> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// What the two halves of an agent have, together; sizes in KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +67,7 @@ impl Held {
         for (half, pid) in pids.into_iter().enumerate() {
             held.halves[half] = status(pid, "RssAnon")?;
             held.threads += status(pid, "Threads")?;
-            held.pss += field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Pss")?;
+            held.pss += pss(pid)?;
             for file in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
                 // It may be closed while we look.
                 let Ok(text) = fs::read_to_string(file?.path()) else { continue };
@@ -57,6 +94,20 @@ pub fn cpu_ns(pid: u32) -> Result<u64> {
         all += text.split(' ').next().unwrap_or_default().parse::<u64>().context("schedstat")?;
     }
     Ok(all)
+}
+
+/// How long the machine's processors had nothing to do, and how long they have run, in ticks of all together.
+pub fn idle_ticks() -> Result<(u64, u64)> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let ticks = text.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8);
+    let ticks = ticks.map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    // The fourth and fifth: idle, and waiting for a disk.
+    Ok((ticks.iter().skip(3).take(2).sum(), ticks.iter().sum()))
+}
+
+/// What a process has of all memory that it has mapped, in KiB, where what is shared is divided.
+pub fn pss(pid: u32) -> Result<u64> {
+    field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Pss")
 }
 
 /// How often a process gave up its processor to wait.

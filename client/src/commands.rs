@@ -171,6 +171,9 @@ pub struct ReplayArgs {
     /// how much faster than it was, as 2 or 0.5, or max (default: 1)
     #[argh(option, arg_name = "number", default = "Speed::Times(1.0)")]
     pub speed: Speed,
+    /// give events and heartbeats the time at which they are sent, as if they happened now
+    #[argh(switch)]
+    pub now: bool,
     /// serve one client, close the connection at the recording's end, and end
     #[argh(switch)]
     pub once: bool,

@@ -67,27 +67,26 @@ pub enum Wrong {
 /// Serves until Ctrl-C, or with `--once` until one client has all.
 pub fn run(args: ReplayArgs) -> Result<(), Error> {
     // Better now than at the first client.
-    let path = args.file.clone();
-    match Messages::open(&path)?.next() {
-        Some(Err(wrong)) => return Err(Error::Wrong(path, wrong)),
-        None => note(&format!("{} holds no message", path.display())),
+    match Messages::open(&args.file)?.next() {
+        Some(Err(wrong)) => return Err(Error::Wrong(args.file, wrong)),
+        None => note(&format!("{} holds no message", args.file.display())),
         Some(Ok(_)) => {}
     }
     let server = Server::bind(args.listen.0)?;
     note(&format!("listening on {}", server.url()));
-    let clients = Arc::new(());
+    let (clients, args) = (Arc::new(()), Arc::new(args));
     for stream in server.incoming() {
-        let (client, args_speed, path) = (clients.clone(), args.speed, path.clone());
+        let (client, args) = (clients.clone(), args.clone());
         if Arc::strong_count(&client) > MAX_CLIENTS + 1 {
             note(&format!("a client was turned away: there are {MAX_CLIENTS}"));
             continue;
         }
         if args.once {
             if let Some(socket) = admitted(stream) {
-                let played = play(socket, &path, args_speed, true);
+                let played = play(socket, &args);
                 told(&played);
                 return match played {
-                    Err(Ended::Recording(wrong)) => Err(Error::Wrong(path, wrong)),
+                    Err(Ended::Recording(wrong)) => Err(Error::Wrong(args.file.clone(), wrong)),
                     _ => Ok(()),
                 };
             }
@@ -95,7 +94,7 @@ pub fn run(args: ReplayArgs) -> Result<(), Error> {
         }
         let spawned = thread::Builder::new().name("client".to_owned()).spawn(move || {
             if let Some(socket) = admitted(stream) {
-                told(&play(socket, &path, args_speed, false));
+                told(&play(socket, &args));
             }
             drop(client);
         });
@@ -139,22 +138,25 @@ fn told(played: &Result<(), Ended>) {
     }
 }
 
-fn play(mut socket: WebSocket<TcpStream>, path: &Path, speed: Speed, once: bool) -> Result<(), Ended> {
+fn play(mut socket: WebSocket<TcpStream>, args: &ReplayArgs) -> Result<(), Ended> {
     note("a client came");
-    let messages = match Messages::open(path) {
+    let messages = match Messages::open(&args.file) {
         Ok(messages) => messages,
         Err(error) => {
             note(&note::chain(&error));
             return Ok(());
         }
     };
-    let mut pace = Pace::new(speed);
+    let mut pace = Pace::new(args.speed);
     for message in messages {
         match message {
-            Ok((bytes, entry)) => {
+            Ok((mut bytes, mut entry)) => {
                 let pause = pace.before(&entry);
                 if !pause.is_zero() {
                     server::wait(&mut socket, pause)?;
+                }
+                if args.now && happens(&mut entry, server::now_ns()) {
+                    bytes = entry.encode_to_vec();
                 }
                 socket.write(Message::binary(bytes))?;
             }
@@ -170,7 +172,7 @@ fn play(mut socket: WebSocket<TcpStream>, path: &Path, speed: Speed, once: bool)
         }
     }
     socket.flush()?;
-    if once {
+    if args.once {
         return Ok(server::close(
             socket,
             CloseFrame { code: CloseCode::Normal, reason: "the recording ends".into() },
@@ -189,6 +191,16 @@ fn play(mut socket: WebSocket<TcpStream>, path: &Path, speed: Speed, once: bool)
         socket.write(Message::binary(LogEntry { payload, ..LogEntry::default() }.encode_to_vec()))?;
     }
     Ok(())
+}
+
+/// Gives an entry another time, in ns since 1970, and says whether it has one.
+fn happens(entry: &mut LogEntry, at: i64) -> bool {
+    match &mut entry.payload {
+        Some(Payload::EventPayload(event)) => event.timestamp = at,
+        Some(Payload::HeartbeatPayload(heartbeat)) => heartbeat.timestamp = at / 1_000_000_000,
+        _ => return false,
+    }
+    true
 }
 
 /// How long to wait before each message.
@@ -320,6 +332,20 @@ mod tests {
         assert!(pace.before(&at(i64::MAX)) <= Duration::from_secs(5) + LONGEST_PAUSE);
         assert_eq!(pace.before(&at(i64::MIN)), Duration::ZERO);
         assert_eq!(Pace::new(Speed::Max).before(&at(i64::MAX)), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_happens_now_has_its_time_in_its_own_unit() {
+        let now = 1_700_000_001_100_000_000;
+        let mut event = at(7);
+        assert!(happens(&mut event, now));
+        assert_eq!(event, at(now));
+        let payload = Some(Payload::HeartbeatPayload(Heartbeat { timestamp: 7, ..Heartbeat::default() }));
+        let mut heartbeat = LogEntry { payload, ..LogEntry::default() };
+        assert!(happens(&mut heartbeat, now));
+        let Some(Payload::HeartbeatPayload(heartbeat)) = heartbeat.payload else { panic!() };
+        assert_eq!(heartbeat.timestamp, 1_700_000_001);
+        assert!(!happens(&mut LogEntry::default(), now), "log lines have no time");
     }
 
     #[test]

@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const STUCK: Duration = Duration::from_secs(60);
 /// What a client says is read and dropped.
 const MAX_SAID: usize = 64 << 10;
+/// What one read may take, which is cleared before each. Clients say next to nothing.
+const READ_BUFFER: usize = 1 << 10;
 
 /// No client can come.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +73,10 @@ pub fn admit(stream: TcpStream) -> Result<WebSocket<TcpStream>, String> {
         .and_then(|()| stream.set_write_timeout(Some(STUCK)))
         .and_then(|()| stream.set_nodelay(true));
     prepared.map_err(|error| error.to_string())?;
-    let config = WebSocketConfig::default().max_message_size(Some(MAX_SAID)).max_frame_size(Some(MAX_SAID));
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .max_message_size(Some(MAX_SAID))
+        .max_frame_size(Some(MAX_SAID));
     let mut refused = None;
     #[expect(clippy::result_large_err, reason = "tungstenite's own type")]
     let judge = |request: &Request, response: Response| match judge(request.headers()) {
@@ -165,8 +170,13 @@ fn is_timeout(error: &io::Error) -> bool {
 
 /// Unix time in seconds.
 pub fn now_s() -> i64 {
+    now_ns() / 1_000_000_000
+}
+
+/// Unix time in nanoseconds.
+pub fn now_ns() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -26,7 +26,8 @@ fn bash_completes_commands_flags_and_values() {
     let done = Plaintap::run(&["generate", into.to_str().unwrap()]).done();
     assert_eq!((done.code, done.stdout.lines().count()), (Some(0), 4), "{}", done.stderr);
     for (line, expected) in [
-        (&["plaintap", "re"][..], &["record", "replay"][..]),
+        (&["plaintap", "rec"][..], &["record"][..]),
+        (&["plaintap", "rep"], &["replay"]),
         (&["plaintap", "record", "--for"], &["--format", "--force"]),
         (&["plaintap", "record", "--format", "p"], &["pb", "pcapng"]),
         (&["plaintap", "record", "--count", ""], &[""]),

@@ -20,8 +20,8 @@ use crate::{
     track::{Outgoing, Place, Track},
 };
 
-/// Messages between a source's thread and its task.
-const QUEUE: usize = 64;
+/// Messages between a source's thread and its task: up to 16 KiB each, of each device where storing is slow.
+const QUEUE: usize = 16;
 /// How long a relay that was fenced off stays back before it looks whether the other still sends.
 const STAY_BACK: Duration = Duration::from_secs(30);
 
