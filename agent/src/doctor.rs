@@ -57,8 +57,8 @@ pub struct Examined {
     pub findings: Vec<Finding>,
     /// The TLS code that there is.
     pub survey: Survey,
-    /// The programs that were loaded to try.
-    pub programs: Vec<String>,
+    /// The programs that were loaded to try, or all that the kernel said to the one that it did not take.
+    pub programs: String,
 }
 
 /// Checks everything; what one check finds does not keep the next from being made.
@@ -181,10 +181,13 @@ fn security() -> Vec<Finding> {
 }
 
 /// Loads the programs, and tries what they are put on.
-fn capture(survey: &Survey) -> (Vec<Finding>, Vec<String>) {
+fn capture(survey: &Survey) -> (Vec<Finding>, String) {
     let mut capture = match Capture::load(Sizes::SMALLEST, &Filters::default()) {
         Ok(capture) => capture,
-        Err(error) => return (vec![failure(error.into())], Vec::new()),
+        Err(error) => {
+            let said = run::causes(&error);
+            return (vec![failure(error.into())], said);
+        }
     };
     let mut findings = vec![ok("eBPF: maps, ring buffer and programs load")];
     findings.push(match capture.hook_sockets() {
@@ -202,7 +205,7 @@ fn capture(survey: &Survey) -> (Vec<Finding>, Vec<String>) {
         Err(error) => warning(format!("raw tracepoints: {}", chain(&error))),
     });
     findings.extend(uprobe(&mut capture, survey));
-    (findings, capture.programs())
+    (findings, capture.programs().join("\n"))
 }
 
 /// Puts a probe on the first function there is, and takes it off.
