@@ -71,7 +71,7 @@ pub fn examine(args: &DoctorArgs) -> Examined {
     findings.extend(tried);
     findings.push(match Path::new("/sys/kernel/btf/vmlinux").exists() {
         true => ok("BTF: the kernel describes its types"),
-        false if btf::known_kernel() => ok("BTF: none, and a table of this kernel's offsets serves"),
+        false if btf::known_kernel() => warning("BTF: none, and a table of this kernel's offsets serves for TLS over sockets; TLS over memory, as Conscrypt's engine, will have no addresses, and a process counts as ended with its first thread; it needs CONFIG_DEBUG_INFO_BTF"),
         false => warning("BTF: none, and this kernel's offsets are in no table: only programs with one TCP connection will have addresses; it needs CONFIG_DEBUG_INFO_BTF"),
     });
     findings.push(jit(read("/proc/sys/net/core/bpf_jit_enable").as_deref()));
