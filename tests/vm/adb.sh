@@ -5,8 +5,9 @@
 #   bash tests/vm/adb.sh [KERNEL]...     5.10, 6.1, 6.12; all of them if none is named
 #
 # Shown for each: push, start as root, forwards to a TCP port and to an abstract socket, through an adbd that is root and
-# one that is Android's shell; an app's user is refused; the device is stopped for a while and its clock set, forwards are cut
-# and made again under load, and nothing is lost; and `plaintap adb` and `plaintap doctor`, with root by su and without.
+# one that is Android's shell, as whom a client arrives; an app's user is refused; the device is stopped for a while and its
+# clock set, forwards are cut and made again under load, and nothing is lost; `plaintap adb` and `plaintap doctor`, with root by
+# su and without; and the five commands of docs/android.md.
 set -euo pipefail
 # shellcheck source=tests/vm/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -102,6 +103,11 @@ forward() { timeout 10 adb -s "$1" forward tcp:0 "$2"; }
 
 # converse SECRET: a program inside says it over TLS to another.
 converse() { inside "(echo $1; sleep 1) | timeout 20 openssl s_client -connect 127.0.0.1:4433 -quiet -no_ign_eof >/dev/null 2>&1" || true; }
+# app_converses SECRET: as org.example.app does.
+app_converses() {
+  timeout "$patience" adb -s "$app_device" shell "(echo $1; sleep 1) | timeout 20 openssl s_client -connect 127.0.0.1:4433 -quiet \
+    -no_ign_eof >/dev/null 2>&1" || true
+}
 # seen SECRET FILE: whether an event carries it.
 seen() { has "$2" "$(base64 -w 0 <<<"$1")"; }
 expect_event() { until_true "$patience" seen "$1" "$2" || die "$machine: what was said inside does not appear in $2"; }
@@ -160,6 +166,18 @@ start_machine() {
   until_true "$patience" inside 'netstat -ltn | grep -q :4433' || die "$machine: openssl s_server does not listen"
 }
 
+# As whom the agent says that clients arrived: both adbds' users, each at a port and at an abstract socket.
+admitted() {
+  local uid from
+  inside 'cat /tmp/plaintapd.log' >"$work/admitted.log"
+  for uid in 0 2000; do
+    for from in 127.0.0.1: unix; do
+      grep -q "client connected peer=${from}[0-9]* uid=$uid " "$work/admitted.log" ||
+        die "$machine: no client came from $from as uid $uid: $(grep 'client connected' "$work/admitted.log")"
+    done
+  done
+}
+
 pushed_and_forwarded() {
   local device remote name names=() secret=secret-$RANDOM-by-hand
   timeout "$patience" adb -s "$shell_device" push dist/plaintapd-aarch64 /data/local/tmp/plaintapd >/dev/null
@@ -176,6 +194,7 @@ pushed_and_forwarded() {
   for name in "${names[@]}"; do expect "$name.err" 'connected to'; done
   converse "$secret"
   for name in "${names[@]}"; do expect_event "$secret" "$name.json"; done
+  admitted
   say "  adbd of uid 0 and 2000, tcp and abstract socket: what is said inside appears outside"
 
   for remote in tcp:28257 localabstract:plaintap; do
@@ -315,6 +334,35 @@ plaintap_adb() {
   say "  an agent that a killed client left is replaced"
 }
 
+# The five commands as they stand, by Android's shell, but for the port of this computer, which may be in use.
+as_documented() {
+  local commands port secret=secret-$RANDOM-by-the-book watching agent
+  mapfile -t commands < <(sed -n '/^## The same in five/,${/^    /{s/^    //p;b};/^That/q}' docs/android.md)
+  ((${#commands[@]} == 5)) || die "docs/android.md has ${#commands[@]} commands"
+  port=$(timeout 10 adb -s "$shell_device" forward tcp:0 tcp:28257)
+  export ANDROID_SERIAL=$shell_device
+  timeout "$patience" bash -c "${commands[0]}" >/dev/null || die "$machine: ${commands[0]}"
+  timeout "$patience" bash -c "${commands[1]}" || die "$machine: ${commands[1]}"
+  background by-hand bash -c "exec ${commands[2]%&}"
+  agent=$last
+  until_true "$patience" serves || die "$machine: ${commands[2]}: $(tail -n 3 "$work/by-hand.err")"
+  bash -c "${commands[3]/tcp:28257/tcp:$port}" >/dev/null || die "$machine: ${commands[3]}"
+  background documented env PATH="$(dirname "$plaintap"):$PATH" bash -c "exec ${commands[4]} ws://127.0.0.1:$port/ --json"
+  watching=$last
+  unset ANDROID_SERIAL
+  expect documented.err 'connected to'
+  converse "others-$secret"
+  app_converses "$secret"
+  expect_event "$secret" documented.json
+  if seen "others-$secret" documented.json; then die "$machine: --package does not keep others out"; fi
+  kill -INT "$watching"
+  ended "$watching" documented 0
+  inside 'killall plaintapd'
+  until_true "$patience" agent_is_gone || die "$machine: killall does not end it"
+  until_true "$patience" gone "$agent" || die "$machine: adb shell goes on without its command"
+  say "  the five commands of docs/android.md: the app's words appear, and nobody else's"
+}
+
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=guest \
   -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
 adb start-server >/dev/null 2>&1 || die "adb start-server fails"
@@ -326,6 +374,7 @@ for machine in "${machines[@]}"; do
   suspended
   cut_under_load
   plaintap_adb
+  as_documented
   inside 'echo >/tmp/end'
   ended "$guest" machine 0
   say "$machine: ok ($((SECONDS - start)) s)"
