@@ -25,6 +25,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             return Err("bpf/build.sh failed".into());
         }
     }
+    // Newer Androids have pages of 16 KiB, and linkers for it ask for 4 KiB: Android's own before NDK r28, and any for
+    // x86_64. For arm64 the others ask for 64 KiB. Source: developer.android.com/guide/practices/page-sizes.
+    let target = |name| env::var(format!("CARGO_CFG_TARGET_{name}"));
+    if target("OS")? == "android" || (target("ENV")? == "musl" && arch == "x86_64") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,max-page-size=16384");
+    }
     println!("cargo::rerun-if-changed={}", object.display());
     let to = PathBuf::from(env::var("OUT_DIR")?).join("probes.o");
     fs::copy(&object, &to).map_err(|error| {

@@ -21,13 +21,12 @@ case $name in plaintapd | plaintap) ;; *) die "can't build '$name': plaintapd or
 
 # The budget that the agent has kept on devices from its first version on.
 largest=$((1024 * 1024))
-zig_version=0.17.1
 triple=$arch-unknown-linux-musl
 device=$target/device
 
 bash ci/setup.sh device
 
-packages=$device/zig-$zig_version zig=$device/zig-$zig_version/ziglang/zig
+packages=$device/zig-$zig_version
 if [[ ! -x $zig ]]; then
   say "fetching zig $zig_version from PyPI (100 MB)"
   rm -rf "$packages" "$packages.new"
@@ -81,10 +80,5 @@ told=$(timeout 20 "${run[@]}" "./$program" --version) || die "$program --version
 
 printf '%s: %s, static, %d bytes (%s MiB), says "%s"\n' "$program" "$machine" "$size" \
   "$(awk "BEGIN { printf \"%.2f\", $size / 1048576 }")" "$told"
-# Newer phones have pages of 16 KiB.
-if [[ $arch == aarch64 ]]; then
-  while read -r alignment; do
-    ((alignment % 16384 == 0)) || die "$program has a segment aligned to $alignment, which pages of 16 KiB can't hold"
-  done < <(readelf -lW "$program" | awk '$1 == "LOAD" { print $NF }')
-fi
+[[ $name != plaintapd ]] || aligned "$program"
 [[ $name/$arch != plaintapd/aarch64 ]] || ((size <= largest)) || die "$program has $size bytes, more than the $largest that are allowed"

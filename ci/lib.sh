@@ -66,6 +66,10 @@ device_rust() {
     [[ $(readlink $device_sources) == *"/rustc-$version" ]]
 }
 
+# What links programs for devices, and brings them musl: ci/build-device.sh fetches it.
+zig_version=0.17.1
+zig=$target/device/zig-$zig_version/ziglang/zig
+
 # The one way that the programs are built, so that demo and tests share the result.
 build_release() { cargo build --release --locked -p plaintapd -p plaintap "$@"; }
 
@@ -76,5 +80,15 @@ until_true() {
   until "$@"; do
     ((SECONDS < end)) || return 1
     sleep 0.05
+  done
+}
+
+# aligned PROGRAM: fails where it can't be loaded on newer phones, which have pages of 16 KiB.
+aligned() {
+  local alignment alignments
+  mapfile -t alignments < <(readelf -lW "$1" | awk '$1 == "LOAD" { print $NF }')
+  ((${#alignments[@]})) || die "$1 has no segment"
+  for alignment in "${alignments[@]}"; do
+    ((alignment % 16384 == 0)) || die "$1 has a segment aligned to $alignment, which pages of 16 KiB can't hold"
   done
 }

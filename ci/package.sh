@@ -50,10 +50,12 @@ bash buildroot/build.sh dist
 heading "what they are made of"
 use_cargo demo || die "no cargo of $(oldest_rust) or newer: bash ci/setup.sh test"
 musl=(aarch64-unknown-linux-musl x86_64-unknown-linux-musl)
+musl_version=$(sed -n 's/^#define VERSION "\(.*\)"$/\1/p' "${zig%/*}/lib/libc/musl/src/internal/version.h")
+libraries=("rust-std $(rust_version $device_rustc) MIT OR Apache-2.0" "musl ${musl_version:?is not told} MIT")
 for triple in "${musl[@]}"; do
-  /usr/bin/python3 -B ci/sbom.py sbom plaintapd "$triple" >"dist/plaintapd-${triple%%-*}.cdx.json"
+  /usr/bin/python3 -B ci/sbom.py sbom plaintapd "$triple" "${libraries[@]}" >"dist/plaintapd-${triple%%-*}.cdx.json"
 done
-/usr/bin/python3 -B ci/sbom.py sbom plaintap x86_64-unknown-linux-musl >dist/plaintap-x86_64.cdx.json
+/usr/bin/python3 -B ci/sbom.py sbom plaintap x86_64-unknown-linux-musl "${libraries[@]}" >dist/plaintap-x86_64.cdx.json
 {
   /usr/bin/python3 -B ci/sbom.py licences plaintapd "${musl[@]}"
   printf '\n%s\n\n' "$(printf '=%.0s' {1..80})"

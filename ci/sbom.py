@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What the programs of a release are made of.
 
-    python3 ci/sbom.py sbom PROGRAM TARGET        a CycloneDX 1.6 bill of materials, as JSON, on standard output
-    python3 ci/sbom.py licences PROGRAM TARGET... the licence texts of all crates in PROGRAM, each text once
+    python3 ci/sbom.py sbom PROGRAM TARGET [LIBRARY]...   a CycloneDX 1.6 bill of materials, as JSON, on standard output
+    python3 ci/sbom.py licences PROGRAM TARGET...         the licence texts of all crates in PROGRAM, each text once
 
-The same sources give the same bytes: there is no time and no random number in it.
+LIBRARY is what no crate brings and is linked in all the same, as 'musl 1.2.5 MIT': its name, its version, its licence. The same sources give the same bytes: there is no time and no random number in it.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def crates(program: str, target: str) -> tuple[dict, list[dict]]:
     return root, sorted(linked, key=lambda package: (package["name"], package["version"]))
 
 
-def sbom(program: str, target: str) -> dict:
+def sbom(program: str, target: str, libraries: list[str]) -> dict:
     """The bill of materials."""
     lock = tomllib.loads(Path("Cargo.lock").read_text())
     sums = {(package["name"], package["version"]): package.get("checksum") for package in lock["package"]}
@@ -57,6 +57,11 @@ def sbom(program: str, target: str) -> dict:
         return part
 
     components = [component(package, "library") for package in linked]
+    for library in libraries:
+        name, version, licence = library.split(" ", 2)
+        purl = f"pkg:generic/{name}@{version}"
+        part = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+        components.append(part | {"licenses": [{"expression": licence}]})
     digest = hashlib.sha256(json.dumps([program, target, components]).encode()).hexdigest()
     return {
         "bomFormat": "CycloneDX",
@@ -91,8 +96,8 @@ def licences(program: str, targets: list[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["sbom", program, target]:
-            print(json.dumps(sbom(program, target), indent=1))
+        case ["sbom", program, target, *libraries]:
+            print(json.dumps(sbom(program, target, libraries), indent=1))
         case ["licences", program, *targets] if targets:
             print(licences(program, targets), end="")
         case _:

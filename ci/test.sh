@@ -47,7 +47,7 @@ formatted() {
   cargo fmt --all --check
   cargo fmt --manifest-path fuzz/Cargo.toml --check
 }
-# What is compiled for devices only. For Android nothing can be linked here, for want of its libraries.
+# What is compiled for devices only.
 device_lints() {
   local triple
   for triple in aarch64-unknown-linux-musl aarch64-linux-android; do
@@ -89,6 +89,7 @@ step "relaying into NATS, a cargo feature" relay
 step "TLS for clients, a cargo feature" cargo test --locked -p plaintapd --features tls --test tls
 step "device build: aarch64" bash ci/build-device.sh
 step "lints for devices: aarch64, Linux and Android" device_lints
+step "linked for Android, against stubs" bash ci/link-android.sh
 step "baked in: the Magisk module and the Buildroot package" bash tests/baked/test.sh
 step "fuzzing, 5 s a target" bash ci/fuzz.sh 5
 step "end-to-end tests on arm64 kernels 5.10, 6.1 and 6.12" bash tests/vm/test.sh

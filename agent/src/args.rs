@@ -568,6 +568,24 @@ mod tests {
     }
 
     #[test]
+    fn services_on_devices_are_on_demand_for_a_minute_and_within_8_mib() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        for (file, flags) in [
+            ("android/magisk/plaintapd.conf", &[][..]),
+            ("buildroot/package/plaintapd/plaintapd.conf", &["--on-demand"]),
+        ] {
+            let path = format!("{root}/{file}");
+            let all = [flags, &["--config", &path]].concat();
+            let Ok(Parsed::Run(args)) = parsed(&all) else { panic!("{file} is no run's") };
+            assert_eq!(
+                (args.on_demand, args.linger, args.memory_limit),
+                (true, 60, Some(Size(8 << 20))),
+                "{file}"
+            );
+        }
+    }
+
+    #[test]
     fn a_config_file_holds_flags_and_the_command_line_wins() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "# mine\n--pid 7\n --comm=a b \n\n--snaplen 100\n--log-level debug\n").unwrap();

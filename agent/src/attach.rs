@@ -129,6 +129,9 @@ impl<'a> Half<'a> {
         // Not before: what can't start at all says so in one line.
         log::info!("plaintapd version={} pid={}", env!("CARGO_PKG_VERSION"), std::process::id());
         let hooked = hook(&mut capture);
+        if let Some(reduced) = capture.reduced() {
+            log::warn!("{reduced}");
+        }
         allow_open_files();
         let targets = Targets::default();
         let mut half = Self { args, link, capture, filters, targets, changes: None, wanted: !args.on_demand };

@@ -57,8 +57,8 @@ pub struct Examined {
     pub findings: Vec<Finding>,
     /// The TLS code that there is.
     pub survey: Survey,
-    /// The programs that were loaded to try.
-    pub programs: Vec<String>,
+    /// The programs that were loaded to try, or all that the kernel said to the one that it did not take.
+    pub programs: String,
 }
 
 /// Checks everything; what one check finds does not keep the next from being made.
@@ -71,7 +71,7 @@ pub fn examine(args: &DoctorArgs) -> Examined {
     findings.extend(tried);
     findings.push(match Path::new("/sys/kernel/btf/vmlinux").exists() {
         true => ok("BTF: the kernel describes its types"),
-        false if btf::known_kernel() => ok("BTF: none, and a table of this kernel's offsets serves"),
+        false if btf::known_kernel() => warning("BTF: none, and a table of this kernel's offsets serves for TLS over sockets; TLS over memory, as Conscrypt's engine, will have no addresses, and a process counts as ended with its first thread; it needs CONFIG_DEBUG_INFO_BTF"),
         false => warning("BTF: none, and this kernel's offsets are in no table: only programs with one TCP connection will have addresses; it needs CONFIG_DEBUG_INFO_BTF"),
     });
     findings.push(jit(read("/proc/sys/net/core/bpf_jit_enable").as_deref()));
@@ -181,10 +181,13 @@ fn security() -> Vec<Finding> {
 }
 
 /// Loads the programs, and tries what they are put on.
-fn capture(survey: &Survey) -> (Vec<Finding>, Vec<String>) {
+fn capture(survey: &Survey) -> (Vec<Finding>, String) {
     let mut capture = match Capture::load(Sizes::SMALLEST, &Filters::default()) {
         Ok(capture) => capture,
-        Err(error) => return (vec![failure(error.into())], Vec::new()),
+        Err(error) => {
+            let said = run::causes(&error);
+            return (vec![failure(error.into())], said);
+        }
     };
     let mut findings = vec![ok("eBPF: maps, ring buffer and programs load")];
     findings.push(match capture.hook_sockets() {
@@ -202,7 +205,7 @@ fn capture(survey: &Survey) -> (Vec<Finding>, Vec<String>) {
         Err(error) => warning(format!("raw tracepoints: {}", chain(&error))),
     });
     findings.extend(uprobe(&mut capture, survey));
-    (findings, capture.programs())
+    (findings, capture.programs().join("\n"))
 }
 
 /// Puts a probe on the first function there is, and takes it off.

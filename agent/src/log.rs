@@ -26,6 +26,9 @@ struct Logger {
     /// Lines that stderr had no room for.
     lost: AtomicU64,
     logcat: Option<Logcat>,
+    /// Android's own library, where the program is linked with it.
+    #[cfg(target_os = "android")]
+    liblog: android_logger::AndroidLogger,
 }
 
 /// Sends this process's log to stderr and to `sink`.
@@ -34,9 +37,23 @@ struct Logger {
 pub fn start(level: LevelFilter, sink: Sink) {
     // Where programs are linked with Android's own library, that one does it.
     let logcat = if cfg!(target_os = "android") { None } else { Logcat::find(Path::new(LOGD)).ok() };
-    if log::set_boxed_logger(Box::new(Logger { sink, lost: AtomicU64::new(0), logcat })).is_ok() {
+    let logger = Logger {
+        sink,
+        lost: AtomicU64::new(0),
+        logcat,
+        #[cfg(target_os = "android")]
+        liblog: liblog(),
+    };
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(level);
     }
+}
+
+/// All lines under one tag, as the static program's; by itself it would take the module's name.
+#[cfg(target_os = "android")]
+fn liblog() -> android_logger::AndroidLogger {
+    let config = android_logger::Config::default().with_tag(logcat::TAG);
+    android_logger::AndroidLogger::new(config.format(|to, record| write!(to, "{}", record.args())))
 }
 
 /// Changes how much is logged, to a level as `log::LevelFilter` numbers it.
@@ -61,7 +78,7 @@ impl Log for Logger {
         let line = line(SystemTime::now(), record.level(), &record.args().to_string());
         put(std::io::stderr(), &self.lost, &line);
         #[cfg(target_os = "android")]
-        android_logger::log(record);
+        self.liblog.log(record);
         if let Some(logcat) = &self.logcat {
             // It has a time and a level of its own, and the line is bounded.
             logcat.put(logcat::now(), record.level(), line.splitn(3, ' ').nth(2).unwrap_or_default());

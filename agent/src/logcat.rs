@@ -15,7 +15,8 @@ use log::Level;
 pub const LOGD: &str = "/dev/socket/logdw";
 /// The buffer that apps and daemons log to.
 const MAIN: u8 = 0;
-const TAG: &[u8] = b"plaintapd\0";
+/// What `logcat -s` tells our lines by.
+pub const TAG: &str = "plaintapd";
 
 /// logd, if this is an Android that runs.
 #[derive(Debug)]
@@ -59,7 +60,8 @@ fn message(time: Duration, level: Level, thread: u16, text: &str) -> Vec<u8> {
     bytes.extend((time.as_secs() as u32).to_le_bytes());
     bytes.extend(time.subsec_nanos().to_le_bytes());
     bytes.push(priority);
-    bytes.extend(TAG);
+    bytes.extend(TAG.bytes());
+    bytes.push(0);
     bytes.extend(text.bytes().filter(|byte| *byte != 0));
     bytes.push(0);
     bytes

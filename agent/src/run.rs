@@ -142,16 +142,24 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     abridged(&text.lines().map(str::trim).collect::<Vec<_>>().join(" "))
 }
 
+/// An error and its causes as they are, each from a line of its own on: a verifier's log with all that it says, up to 256 KiB.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    shortened(&causes.map(ToString::to_string).collect::<Vec<_>>().join("\n"), 64 << 10, 192 << 10)
+}
+
 /// The start and the end of a long text: a verifier's log says at its end what is wrong.
 fn abridged(text: &str) -> String {
-    const START: usize = 240;
-    const END: usize = 480;
+    shortened(text, 240, 480)
+}
+
+fn shortened(text: &str, start: usize, end: usize) -> String {
     let chars = text.chars().count();
-    if chars <= START + END {
+    if chars <= start + end {
         return text.to_owned();
     }
-    let start = text.chars().take(START);
-    start.chain(" … ".chars()).chain(text.chars().skip(chars - END)).collect()
+    let head = text.chars().take(start);
+    head.chain(" … ".chars()).chain(text.chars().skip(chars - end)).collect()
 }
 
 fn run() -> Result<u8, Error> {
@@ -247,5 +255,14 @@ mod tests {
             text.ends_with("verifier's log") && text.chars().count() < 800 && !text.contains('\n'),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_report_has_an_errors_causes_as_they_are() {
+        let log = "  3: (85) call unknown\n".repeat(1000);
+        let error = Error::System { what: "load it", source: io::Error::other(log.clone()) };
+        assert_eq!(causes(&error), format!("can't load it\n{log}"));
+        let endless = Error::System { what: "load it", source: io::Error::other("x".repeat(1 << 20)) };
+        assert_eq!(causes(&endless).chars().count(), (256 << 10) + 3);
     }
 }

@@ -55,7 +55,7 @@ update = json.loads((folder / "plaintap-magisk.json").read_text())
 assert told["updateJson"] == "https://example.org/plaintap/plaintap-magisk.json", told
 assert (told["version"], int(told["versionCode"])) == (update["version"], update["versionCode"]), (told, update)
 flags = [line for line in module.read("plaintapd.conf").decode().splitlines() if line and not line.startswith("#")]
-assert "--on-demand" in flags, flags
+assert "--on-demand" in flags and "--memory-limit 8M" in flags, flags
 assert not any(flag.startswith(("--package", "--uid", "--pid", "--comm")) for flag in flags), flags
 PYTHON
   say "Magisk: the zip is whole, the same from two builds, on demand, and names no app"
@@ -79,6 +79,13 @@ conventions() {
   has $package/plaintapd.hash "sha256  $(sha256sum LICENSE-MIT | cut -c -64)  LICENSE-MIT"
   sed "s|/usr/bin/plaintapd|/bin/true|" $package/plaintapd.service >"$work/plaintapd.service"
   systemd-analyze verify "$work/plaintapd.service" || die "plaintapd.service: see above"
+  # Which is there before any network, and is watched.
+  ! grep -q '^\(After\|Wants\|Requires\)=.*network' $package/plaintapd.service || die "plaintapd.service waits for the network"
+  has $package/plaintapd.service WatchdogSec=60
+  has $package/plaintapd.service Type=notify
+  grep -q '^ExecStart=.* --on-demand ' $package/plaintapd.service || die "plaintapd.service is not on demand"
+  grep -q '^PLAINTAPD_ARGS=.*--on-demand ' $package/S90plaintapd || die "S90plaintapd is not on demand"
+  has $package/plaintapd.conf "--memory-limit 8M"
   say "Buildroot: the package keeps to its conventions, and systemd takes the unit"
 }
 

@@ -5,9 +5,10 @@
 #   bash tests/vm/adb.sh [KERNEL]...     5.10, 6.1, 6.12; all of them if none is named
 #
 # Shown for each: push, start as root, forwards to a TCP port and to an abstract socket, through an adbd that is root and
-# one that is Android's shell; an app's user is refused; the device is stopped for a while and its clock set, forwards are cut
-# and made again under load, and nothing is lost; and `plaintap adb` and `plaintap doctor`, with root by su and without. On the
-# last kernel also `plaintap relay` of every device that is plugged in, with an agent that it puts there and keeps running.
+# one that is Android's shell, as whom a client arrives; an app's user is refused; the device is stopped for a while and its
+# clock set, forwards are cut and made again under load, and nothing is lost; `plaintap adb` and `plaintap doctor`, with root by
+# su and without; and the five commands of docs/android.md. On the last kernel also `plaintap relay` of every device that is
+# plugged in, with an agent that it puts there and keeps running.
 set -euo pipefail
 # shellcheck source=tests/vm/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -109,6 +110,11 @@ forward() { timeout 10 adb -s "$1" forward tcp:0 "$2"; }
 
 # converse SECRET: a program inside says it over TLS to another.
 converse() { inside "(echo $1; sleep 1) | timeout 20 openssl s_client -connect 127.0.0.1:4433 -quiet -no_ign_eof >/dev/null 2>&1" || true; }
+# app_converses SECRET: as org.example.app does.
+app_converses() {
+  timeout "$patience" adb -s "$app_device" shell "(echo $1; sleep 1) | timeout 20 openssl s_client -connect 127.0.0.1:4433 -quiet \
+    -no_ign_eof >/dev/null 2>&1" || true
+}
 # seen SECRET FILE: whether an event carries it.
 seen() { has "$2" "$(base64 -w 0 <<<"$1")"; }
 expect_event() { until_true "$patience" seen "$1" "$2" || die "$machine: what was said inside does not appear in $2"; }
@@ -167,6 +173,18 @@ start_machine() {
   until_true "$patience" inside 'netstat -ltn | grep -q :4433' || die "$machine: openssl s_server does not listen"
 }
 
+# As whom the agent says that clients arrived: both adbds' users, each at a port and at an abstract socket.
+admitted() {
+  local uid from
+  inside 'cat /tmp/plaintapd.log' >"$work/admitted.log"
+  for uid in 0 2000; do
+    for from in 127.0.0.1: unix; do
+      grep -q "client connected peer=${from}[0-9]* uid=$uid " "$work/admitted.log" ||
+        die "$machine: no client came from $from as uid $uid: $(grep 'client connected' "$work/admitted.log")"
+    done
+  done
+}
+
 pushed_and_forwarded() {
   local device remote name names=() secret=secret-$RANDOM-by-hand
   timeout "$patience" adb -s "$shell_device" push dist/plaintapd-aarch64 /data/local/tmp/plaintapd >/dev/null
@@ -183,6 +201,7 @@ pushed_and_forwarded() {
   for name in "${names[@]}"; do expect "$name.err" 'connected to'; done
   converse "$secret"
   for name in "${names[@]}"; do expect_event "$secret" "$name.json"; done
+  admitted
   say "  adbd of uid 0 and 2000, tcp and abstract socket: what is said inside appears outside"
 
   for remote in tcp:28257 localabstract:plaintap; do
@@ -322,6 +341,35 @@ plaintap_adb() {
   say "  an agent that a killed client left is replaced"
 }
 
+# The five commands as they stand, by Android's shell, but for the port of this computer, which may be in use.
+as_documented() {
+  local commands port secret=secret-$RANDOM-by-the-book watching agent
+  mapfile -t commands < <(sed -n '/^## The same in five/,${/^    /{s/^    //p;b};/^That/q}' docs/android.md)
+  ((${#commands[@]} == 5)) || die "docs/android.md has ${#commands[@]} commands"
+  port=$(timeout 10 adb -s "$shell_device" forward tcp:0 tcp:28257)
+  export ANDROID_SERIAL=$shell_device
+  timeout "$patience" bash -c "${commands[0]}" >/dev/null || die "$machine: ${commands[0]}"
+  timeout "$patience" bash -c "${commands[1]}" || die "$machine: ${commands[1]}"
+  background by-hand bash -c "exec ${commands[2]%&}"
+  agent=$last
+  bash -c "${commands[3]/tcp:28257/tcp:$port}" >/dev/null || die "$machine: ${commands[3]}"
+  background documented env PATH="$(dirname "$plaintap"):$PATH" bash -c "exec ${commands[4]} ws://127.0.0.1:$port/ --json"
+  watching=$last
+  unset ANDROID_SERIAL
+  # Typed at once: the agent may still load its programs.
+  expect documented.err "connected to"
+  converse "others-$secret"
+  app_converses "$secret"
+  expect_event "$secret" documented.json
+  if seen "others-$secret" documented.json; then die "$machine: --package does not keep others out"; fi
+  kill -INT "$watching"
+  ended "$watching" documented 0
+  inside 'killall plaintapd'
+  until_true "$patience" agent_is_gone || die "$machine: killall does not end it"
+  until_true "$patience" gone "$agent" || die "$machine: adb shell goes on without its command"
+  say "  the five commands of docs/android.md: the app's words appear, and nobody else's"
+}
+
 # As the person who watches a lab: which devices there are is adb's to say.
 relayed() {
   local secret=secret-$RANDOM-relayed pid server place=nats://127.0.0.1:${ports[4]} device
@@ -374,6 +422,7 @@ for machine in "${machines[@]}"; do
   suspended
   cut_under_load
   plaintap_adb
+  as_documented
   if [[ $machine == "${kernels[-1]}" ]]; then relayed; fi
   inside 'echo >/tmp/end'
   ended "$guest" machine 0

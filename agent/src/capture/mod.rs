@@ -152,6 +152,8 @@ pub struct Capture {
     offsets: SocketOffsets,
     /// Why the programs can't read a socket's addresses.
     no_offsets: Option<btf::Error>,
+    /// What is known of threads.
+    task_offsets: TaskOffsets,
 }
 
 impl Capture {
@@ -212,7 +214,7 @@ impl Capture {
             .map_max_entries(names::RING, sizes.ring)
             .load(OBJECT)
             .map_err(|source| Error::from_aya("load eBPF maps", source))?;
-        let mut capture = Self { ebpf, hooks: Vec::new(), epoch: 0, offsets, no_offsets };
+        let mut capture = Self { ebpf, hooks: Vec::new(), epoch: 0, offsets, no_offsets, task_offsets };
         capture.set_filters(filters)?;
         for (name, program) in capture.ebpf.programs_mut() {
             match program {
@@ -237,6 +239,17 @@ impl Capture {
             format!("program={name} verified_instructions={count} compiled_bytes={jited}")
         });
         programs.collect()
+    }
+
+    /// What this kernel keeps from being seen by not describing its types.
+    pub fn reduced(&self) -> Option<&'static str> {
+        match self.task_offsets {
+            TaskOffsets { signal: 0, .. } | TaskOffsets { argument: 0, .. } => Some(
+                "without the kernel's BTF, TLS over memory (as Conscrypt's engine) has no addresses, and a process counts as \
+                 ended with its first thread; it needs CONFIG_DEBUG_INFO_BTF",
+            ),
+            _ => None,
+        }
     }
 
     /// Changes what is captured from now on.

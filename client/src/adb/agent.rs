@@ -135,6 +135,16 @@ fn not_started(facts: &Facts, code: u8, said: &str) -> Error {
     Error::NotStarted { said, hint }
 }
 
+/// The agent's flags with a bound on its memory, unless they size it themselves. A device has other things to do.
+pub fn bounded(mut flags: Vec<String>) -> Vec<String> {
+    const SIZING: [&str; 4] = ["--memory-limit", "--ring-size", "--journal-size", "--config"];
+    let name = |flag: &String| flag.split('=').next().is_some_and(|name| SIZING.contains(&name));
+    if !flags.iter().any(name) {
+        flags.extend(["--memory-limit", "8M"].map(str::to_owned));
+    }
+    flags
+}
+
 /// Where the flags have the agent listen, as adb names it; `None`: where adb does not lead.
 pub fn place(flags: &[String]) -> Option<String> {
     let values =
@@ -178,6 +188,18 @@ mod tests {
             ("--ecaptureq", Some("tcp:28257")),
         ] {
             assert_eq!(place(line).as_deref(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_agents_memory_is_bounded_unless_its_flags_say_how() {
+        let bounded = |line: &str| bounded(line.split_whitespace().map(str::to_owned).collect()).join(" ");
+        assert_eq!(bounded(""), "--memory-limit 8M");
+        assert_eq!(bounded("--uid 1000"), "--uid 1000 --memory-limit 8M");
+        for line in
+            ["--memory-limit 64M", "--ring-size=8M", "--journal-size 1M", "--config /etc/plaintapd.conf"]
+        {
+            assert_eq!(bounded(line), line);
         }
     }
 

@@ -41,7 +41,7 @@ impl Pinned {
     /// `None`: the flags have it listen where adb does not lead.
     pub fn new(program: Option<PathBuf>, flags: Vec<String>) -> Option<Self> {
         let place = agent::place(&flags)?;
-        Some(Self { program, flags, place })
+        Some(Self { program, flags: agent::bounded(flags), place })
     }
 
     /// Where it listens on a device.

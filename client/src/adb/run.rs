@@ -84,7 +84,7 @@ pub fn run(args: AdbArgs) -> Result<(), RunError> {
     if agent::listens(&device, &place)? {
         return Err(RunError::Taken(place));
     }
-    let mut flags = args.flags.clone();
+    let mut flags = agent::bounded(args.flags.clone());
     flags.extend(args.package.iter().flat_map(|package| ["--package".to_owned(), package.clone()]));
     let url = Address::device_at(device.serial.clone(), place.clone());
     // It listens before its programs are loaded, and answers only then.

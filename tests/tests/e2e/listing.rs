@@ -181,6 +181,11 @@ fn a_report_is_a_new_file_for_its_owner_that_holds_what_was_found() -> Result<()
     ] {
         assert!(text.contains(part), "{part:?} is missing: {text}");
     }
+    let has_config = Path::new("/proc/config.gz").exists();
+    assert!(
+        !has_config || text.contains("\nCONFIG_BPF_SYSCALL=y\n"),
+        "the kernel's options are missing: {text}"
+    );
     // It is never written over.
     let again = run(&["doctor", "--ecaptureq", "ws://127.0.0.1:0/", "--report", &path])?;
     assert_eq!(again.status.code(), Some(1), "{again:?}");
@@ -216,6 +221,13 @@ fn who_may_do_nothing_is_told_what_is_missing() -> Result<()> {
     assert_eq!(doctor.status.code(), Some(3), "{doctor:?}");
     let report = printed(&doctor)?;
     assert!(report.contains("uid 65534 lacks ") && report.contains("CAP_BPF"), "{report}");
+    let report = folder.path().join("report");
+    let argument = report.to_str().context("its path")?;
+    fs::set_permissions(folder.path(), open(0o777))?;
+    Command::new(&program).args(["doctor", "--report", argument]).uid(NOBODY).gid(NOBODY).output()?;
+    let report = fs::read_to_string(&report)?;
+    let said = report.split_once("\n== programs\n").map_or("", |(_, rest)| rest);
+    assert!(said.starts_with("not permitted to ") && said.lines().count() > 2, "{report}");
     let list = nobody("list")?;
     assert!(list.status.success(), "{list:?}");
     assert!(printed(&list)?.contains("processes can't be looked into"), "{list:?}");
