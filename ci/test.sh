@@ -47,6 +47,11 @@ formatted() {
   cargo fmt --all --check
   cargo fmt --manifest-path fuzz/Cargo.toml --check
 }
+# All there is, and the plain client, which has less in it.
+lints() {
+  cargo clippy --locked --all-targets --features plaintap/relay,plaintap-tests/relay --workspace --exclude plaintap-bpf -- -D warnings
+  cargo clippy --locked --all-targets -p plaintap -- -D warnings
+}
 # What is compiled for devices only.
 device_lints() {
   local triple
@@ -66,8 +71,7 @@ relay() {
 step "format" formatted
 step "licences and sources of the crates" /usr/bin/python3 -B ci/licenses.py
 step "eBPF objects are what their sources build to" bash bpf/build.sh --check
-step "lints" cargo clippy --locked --all-targets --features plaintap/relay,plaintap-tests/relay --workspace \
-  --exclude plaintap-bpf -- -D warnings
+step "lints" lints
 step "release build" build_release
 # Unit and end-to-end tests in one go: selected apart, their packages would want the same crates with other features,
 # and build them twice. The end-to-end tests drive the release build.

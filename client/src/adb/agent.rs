@@ -45,6 +45,7 @@ fn end(device: &Device, root: Root, path: &str, pids: &str) -> Result<String, Er
 }
 
 /// The command line of the agent that runs from that path, if one does.
+#[cfg(feature = "relay")]
 pub fn command_line(device: &Device, root: Root, path: &str) -> Result<Option<Vec<String>>, Error> {
     let script = format!(
         "for p in $(pidof plaintapd); do if [ \"$(readlink /proc/$p/exe)\" = {} ]; then cat /proc/$p/cmdline; break; fi; done",
