@@ -66,7 +66,8 @@ relay() {
   cargo build --locked -p plaintap --features relay
   mkdir -p "$target/relay"
   ln -sf ../debug/plaintap ../release/plaintapd "$target/relay/"
-  PLAINTAP_BIN_DIR=$target/relay cargo test --locked -p plaintap-tests --features relay --test relay
+  PLAINTAP_BIN_DIR=$target/relay cargo test --locked -p plaintap -p plaintap-tests \
+    --features plaintap/relay,plaintap-tests/relay --lib --test generate --test relay
 }
 step "format" formatted
 step "licences and sources of the crates" /usr/bin/python3 -B ci/licenses.py

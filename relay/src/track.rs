@@ -186,6 +186,7 @@ impl Track {
 #[cfg(test)]
 mod tests {
     use plaintap_proto::{Event, Heartbeat};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -296,5 +297,40 @@ mod tests {
             out.iter().map(|out| out.0).collect::<Vec<_>>(),
             [Kind::Log, Kind::Event, Kind::Event, Kind::Heartbeat]
         );
+    }
+
+    /// What may come: a message, rubbish, or a new connection.
+    #[derive(Clone, Debug)]
+    enum Came {
+        Message(Bytes),
+        Connection,
+    }
+
+    fn came() -> impl Strategy<Value = Came> {
+        prop_oneof![
+            8 => (0..60u64).prop_map(|seq| Came::Message(event(seq))),
+            3 => (0..60u64).prop_map(|seq| Came::Message(line(seq))),
+            2 => ("[ab]?", 0..9u64).prop_map(|(run, missed)| Came::Message(heartbeat(&run, missed))),
+            1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| Came::Message(bytes.into())),
+            1 => Just(Came::Connection),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_no_place_goes_back_and_no_number_moves_it_twice(all in prop::collection::vec(came(), 0..80)) {
+            let mut track = Track::new(Place::default(), true);
+            let mut last = Place::default();
+            for came in all {
+                let Came::Message(bytes) = came else { track.connected(); continue };
+                for out in track.take(bytes).unwrap_or_default() {
+                    let same_run = out.place.run == last.run;
+                    prop_assert!(!same_run || out.place.seq >= last.seq, "{out:?} behind {last:?}");
+                    prop_assert!(!same_run || !out.moves() || out.seq > last.seq, "{out:?} again, behind {last:?}");
+                    prop_assert!(out.gap == 0 || !out.moves(), "{out:?}");
+                    last = out.place;
+                }
+            }
+        }
     }
 }

@@ -344,4 +344,15 @@ mod tests {
         let mut sieve = wanted("nats://h/?comm=main").sieve();
         assert!(sieve.lets_through(&event(1, "main", "")) && sieve.lets_through(&event(1, "worker", "")));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_url_is_taken_or_refused(text in "(nats|tls)?:?//?[a-z0-9:@/%.\\[\\]]{0,20}\\??[a-z=&%!0-9+-]{0,40}", any in ".{0,60}") {
+            for text in [text, any] {
+                if let Ok(wanted) = text.parse::<Wanted>() {
+                    let _ = (wanted.to_string(), wanted.sieve());
+                }
+            }
+        }
+    }
 }
