@@ -19,9 +19,11 @@ const REST: Duration = Duration::from_secs(16);
 /// Sizes of writes, how many a second, and for how many milliseconds.
 const LOADS: [(u32, u64, u64); 5] =
     [(64, 5000, 900), (1 << 10, 1000, 1500), (4 << 10, 0, 60), (16 << 10, 200, 1200), (256 << 10, 20, 700)];
-/// Of the first cycles, which may grow what is kept for good: the journal, and what is remembered of so many connections and
-/// processes, of which a cycle makes some 50 and 25.
-const WARM_UP: usize = 10;
+/// Connections before the first cycle, each of a process of its own: as many as an agent remembers and more. A cycle makes some
+/// 50 of them, so that in half an hour its memory would not be seen at its end.
+const REMEMBERED: usize = 2200;
+/// Of the first cycles, which may grow what is kept for good.
+const WARM_UP: usize = 5;
 /// How much more of its own memory the attaching half may have later, in KiB: it remembers up to 8,192 files that others map.
 const SLACK_ATTACHING: u64 = 1024;
 /// And the serving half: what is remembered of connections and processes, and what an allocator leaves lying about.
@@ -32,6 +34,8 @@ pub fn run(paths: &Paths, libraries: &[String], minutes: usize) -> Result<()> {
     ensure!(minutes > WARM_UP, "a soak takes more than {WARM_UP} minutes");
     let agent = Agent::with(&paths.agent, &["--comm", "tls-load", "--memory-limit", "8M"])?;
     let pids = agent.pids()?;
+    eprintln!("plaintap-bench: {REMEMBERED} connections first, each of a process of its own");
+    remembered(paths, &agent, libraries)?;
     println!(
         "| minute | own KiB: attaching | serving | both, with file and ring | in the kernel | maps | descriptors | threads | events | lost | missed |"
     );
@@ -76,6 +80,15 @@ pub fn run(paths: &Paths, libraries: &[String], minutes: usize) -> Result<()> {
     println!(
         "\nAfter minute {WARM_UP} nothing grew, but memory of its own, by no more than {SLACK_ATTACHING} and {SLACK_SERVING} KiB."
     );
+    Ok(())
+}
+
+/// Connections, one after the other.
+fn remembered(paths: &Paths, agent: &Agent, libraries: &[String]) -> Result<()> {
+    let _reads = Counter::connect(agent)?;
+    for library in libraries.iter().cycle().take(REMEMBERED) {
+        Load::start(paths, library, "memory")?.rate(1 << 10, 1000, 2)?;
+    }
     Ok(())
 }
 
