@@ -69,6 +69,11 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
                 Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => half.reload(),
                 Ok(Some(signal)) => {
                     log::info!("ending: {}", signal_name(signal.ssi_signo));
+                    match half.targets.attached() {
+                        0 => {}
+                        // A tenth of a second for each probe, and many times that on a busy machine.
+                        targets => log::info!("taking probes off libraries={targets}"),
+                    }
                     notify::tell("STOPPING=1");
                     break true;
                 }

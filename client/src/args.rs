@@ -92,7 +92,7 @@ next heartbeat, up to 15 s later. NO_COLOR in the environment works as --no-colo
   {command_name} 'nats://127.0.0.1:4222/?device=lab-1&backlog=all'")
 )]
 pub struct WatchArgs {
-    /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
+    /// the server, as ws://HOST:PORT/, ws+unix:/PATH, adb:SERIAL or nats://HOST:PORT/?device=NAME, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
     /// ?backlog=NUMBER (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
@@ -159,6 +159,10 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
         Ok(Args { command: Some(command), .. }) => Ok(Parsed::Run(Box::new(command))),
         Ok(Args { command: None, .. }) => Err(UsageError("what to do? Try plaintap watch".to_owned())),
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
+        #[cfg(not(feature = "relay"))]
+        Err(_) if args.first() == Some(&"relay") => Err(UsageError(
+            "this plaintap has no relay; cargo build --release -p plaintap --features relay makes one that has".to_owned(),
+        )),
         Err(exit) => {
             let lines: Vec<&str> =
                 exit.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

@@ -32,7 +32,7 @@ use crate::{address::Address, record::Format};
   {command_name} 'nats://127.0.0.1:4222/?device=lab-1&backlog=all' --compact")
 )]
 pub struct InspectArgs {
-    /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL (default: ws://127.0.0.1:28257/)
+    /// the server, as ws://HOST:PORT/, ws+unix:/PATH, adb:SERIAL or nats://HOST:PORT/?device=NAME (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
     /// show a line for each message
@@ -79,7 +79,7 @@ the recording ends. Its messages are plaintext: passwords, cookies, tokens."
   {command_name} 'nats://127.0.0.1:4222/?device=lab-1&backlog=1000' -o lab-1.pcapng")
 )]
 pub struct RecordArgs {
-    /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
+    /// the server, as ws://HOST:PORT/, ws+unix:/PATH, adb:SERIAL or nats://HOST:PORT/?device=NAME, and in its query what to send, as ?comm=NAME, ?pid=NUMBER, ?host=NAME or
     /// ?backlog=NUMBER (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
@@ -190,7 +190,7 @@ pub struct ReplayArgs {
     note = "It listens on this computer only, and whoever uses this computer may connect."
 )]
 pub struct ServeArgs {
-    /// the server, as ws://HOST:PORT/, ws+unix:/PATH or adb:SERIAL (default: ws://127.0.0.1:28257/)
+    /// the server, as ws://HOST:PORT/, ws+unix:/PATH, adb:SERIAL or nats://HOST:PORT/?device=NAME (default: ws://127.0.0.1:28257/)
     #[argh(positional, default = "Address::default()", arg_name = "url")]
     pub url: Address,
     /// where to listen; port 0 is a free one, named on stderr (default: ws://127.0.0.1:28258/)

@@ -147,7 +147,7 @@ fn stream<C: Consumer>(consumer: &Mutex<C>, follow: &mut Follow, address: &Addre
             Incoming::Down(why, delay) => {
                 follow.resume_after(seen.place());
                 let shown = consumer.idle();
-                note(&format!("{why}; trying again in {} s", delay.as_secs_f32()));
+                note(&format!("{why}; trying again in {:.1} s", delay.as_secs_f32()));
                 shown
             }
             Incoming::Connected { again, kept } => {

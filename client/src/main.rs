@@ -33,9 +33,18 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             note::note(&note::chain(&*error));
-            ExitCode::from(1)
+            ExitCode::from(if is_usage(&*error) { 2 } else { 1 })
         }
     }
+}
+
+/// Whether the command line was wrong, by what showed only later.
+fn is_usage(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "relay")]
+    if let Some(error) = error.downcast_ref::<plaintap::relay::Error>() {
+        return error.is_usage();
+    }
+    error.downcast_ref::<record::Error>().is_some_and(record::Error::is_usage)
 }
 
 /// Who closed our stdout has no use for the text.

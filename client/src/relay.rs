@@ -114,6 +114,20 @@ pub enum Error {
     Relay(#[from] plaintap_relay::Error),
 }
 
+impl Error {
+    /// Whether the command line is what is wrong.
+    pub fn is_usage(&self) -> bool {
+        use plaintap_relay::{Error as Relay, connect::Error as Connect};
+        matches!(
+            self,
+            Self::NoInstall
+                | Self::Place
+                | Self::Sources(sources::Error::None | sources::Error::SameName(_))
+                | Self::Relay(Relay::Connect(Connect::NoServer | Connect::Url(..)))
+        )
+    }
+}
+
 /// Runs the command.
 pub fn run(args: RelayArgs) -> Result<(), Error> {
     let pinned = if args.install {

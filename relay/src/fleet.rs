@@ -122,7 +122,8 @@ async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: w
             return;
         }
         drop(receiver);
-        note(&format!("stays back device={name}: another relay sends it"));
+        note(&format!("stays back, as another relay sends it, or this one by another name device={name}"));
+        let _back = gauges.back();
         let mut before = device.read_place().await;
         loop {
             tokio::select! {

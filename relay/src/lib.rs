@@ -18,7 +18,7 @@ pub mod wanted;
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -150,7 +150,16 @@ pub fn run(
         .map_err(Error::Start)?;
     let ended = runtime.block_on(async {
         let mut signals = Signals::new().map_err(Error::Start)?;
-        let told = |event| note(&format!("server {event}"));
+        let last = Mutex::new(String::new());
+        // An outage is told once, and not at each attempt to end it.
+        let told = move |event: async_nats::Event| {
+            let news = event.to_string();
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if *last != news {
+                note(&format!("server news={news:?}"));
+                *last = news;
+            }
+        };
         let Connected { context, shown } = target.server.connect("plaintap relay", told).await?;
         let stream = stream(&context, target, &shown).await?;
         note(&format!("connected to={shown} stream={}", target.stream));

@@ -70,6 +70,8 @@ pub struct Metrics {
     publish: Latencies,
     /// Devices whose next message can't be stored.
     waiting: Arc<AtomicUsize>,
+    /// Devices that are left to another relay.
+    back: Arc<AtomicUsize>,
 }
 
 impl Metrics {
@@ -89,6 +91,7 @@ impl Metrics {
             bytes: OfEach::default(),
             publish: Latencies::new_with_constructor(latencies),
             waiting: Arc::default(),
+            back: Arc::default(),
         };
         let all = &mut this.registry;
         all.register("connected", "Whether the device's stream is there", this.connected.clone());
@@ -119,6 +122,7 @@ impl Metrics {
             bytes: self.bytes.get_or_create_owned(&label),
             publish: self.publish.get_or_create_owned(&label),
             waiting: self.waiting.clone(),
+            back: self.back.clone(),
         }
     }
 
@@ -135,9 +139,10 @@ impl Metrics {
         if self.client.connection_state() != State::Connected {
             return Some("no connection to the NATS server".to_owned());
         }
-        match self.waiting.load(Ordering::Relaxed) {
-            0 => None,
-            devices => Some(format!("what comes of {devices} device(s) can't be stored")),
+        match (self.waiting.load(Ordering::Relaxed), self.back.load(Ordering::Relaxed)) {
+            (0, 0) => None,
+            (0, back) => Some(format!("devices that are left to another relay: {back}")),
+            (waiting, _) => Some(format!("devices of which nothing can be stored: {waiting}")),
         }
     }
 
@@ -175,6 +180,7 @@ pub struct Gauges {
     bytes: Counter,
     publish: Histogram,
     waiting: Arc<AtomicUsize>,
+    back: Arc<AtomicUsize>,
 }
 
 impl Gauges {
@@ -208,13 +214,24 @@ impl Gauges {
 
     /// Its next message can't be stored, for as long as this is there.
     pub fn waiting(&self) -> Waiting {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(self.waiting.clone())
+        Waiting::one_of(&self.waiting)
+    }
+
+    /// It is left to another relay, for as long as this is there.
+    pub fn back(&self) -> Waiting {
+        Waiting::one_of(&self.back)
     }
 }
 
 /// A device waits.
 pub struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn one_of(all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self(all.clone())
+    }
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {

@@ -217,6 +217,7 @@ async fn open(wanted: &Wanted, behind: Option<&Place>) -> Result<(Reader, Ahead,
     };
     let token = subject::token(&device);
     let info = stream.cached_info();
+    let chosen = wanted.device.is_none() && behind.is_none();
     let (first, mut told) = match behind {
         Some(place) => {
             let (oldest, newest) = (info.state.first_sequence, info.state.last_sequence);
@@ -240,6 +241,9 @@ async fn open(wanted: &Wanted, behind: Option<&Place>) -> Result<(Reader, Ahead,
             wanted.stream,
             listed(&devices)
         ));
+    }
+    if chosen {
+        told.push(format!("reading {device}, the stream's only device"));
     }
     let filter = format!("{}.{token}.*", subject::ROOT);
     let consumer = stream.create_consumer(consumer(filter, first)).await;

@@ -66,6 +66,13 @@ pub enum Error {
     Rotation,
 }
 
+impl Error {
+    /// Whether the command line is what is wrong.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Format(_) | Self::Rotation)
+    }
+}
+
 /// What one file holds, made message by message.
 pub trait Recording: Send {
     /// What a file begins with. Forgets what an earlier file held.

@@ -115,10 +115,15 @@ fn relay(sources: &[(&str, &str)], to: &str) -> Result<Process> {
 
 /// What a relay says that can't begin; it ends with 1.
 fn refused(sources: &[(&str, &str)], to: &str) -> Result<String> {
+    refused_with(1, sources, to)
+}
+
+/// What a relay says that can't begin, and ends with `code`.
+fn refused_with(code: i32, sources: &[(&str, &str)], to: &str) -> Result<String> {
     let mut relay = Process::start(&mut command(sources, to)?)?;
     let status = relay.wait()?;
     let said = relay.stderr.to_the_end()?;
-    ensure!(status.code() == Some(1) && !said.is_empty(), "{status}: {said:?}");
+    ensure!(status.code() == Some(code) && !said.is_empty(), "{status}: {said:?}");
     Ok(said.join("\n"))
 }
 
@@ -352,8 +357,13 @@ fn a_second_relay_for_a_device_stays_back() -> Result<()> {
     let first = scene.relay()?;
     scene.load(10)?;
     let second = scene.relay()?;
-    let back =
-        |relay: &Process| relay.stderr.all().iter().any(|line| line.contains("stays back device=dev-1"));
+    let back = |relay: &Process| {
+        relay
+            .stderr
+            .all()
+            .iter()
+            .any(|line| line.starts_with("plaintap relay: stays back") && line.ends_with("device=dev-1"))
+    };
     for _ in 0..100 {
         scene.load(5)?;
         if back(&first) || back(&second) {
@@ -373,8 +383,12 @@ fn what_keeps_it_from_beginning_is_said_in_a_line() -> Result<()> {
     let with_password = |password: &str| nats.url.replace("nats://", &format!("nats://lab:{password}@"));
     let said = refused(&[("a", agent)], &with_password("wrong"))?;
     ensure!(said.contains("refuses the credentials") && !said.contains("wrong"), "{said}");
-    let said = refused(&[("a", agent), ("a", "ws://127.0.0.1:2/")], &with_password("secret"))?;
+    let said = refused_with(2, &[("a", agent), ("a", "ws://127.0.0.1:2/")], &with_password("secret"))?;
     ensure!(said.contains("two sources are called a"), "{said}");
+    let said = refused_with(2, &[], &nats.url)?;
+    ensure!(said.contains("no source"), "{said}");
+    let said = refused_with(2, &[("a", agent)], "http://127.0.0.1:4222")?;
+    ensure!(said.contains("no NATS server's URL"), "{said}");
     let port = net::free_port()?;
     let said = refused(&[("a", agent)], &format!("nats://127.0.0.1:{port}"))?;
     ensure!(said.contains(&format!("no connection to nats://127.0.0.1:{port}")), "{said}");
