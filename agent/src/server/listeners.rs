@@ -131,6 +131,9 @@ impl Server {
         let mut listening: HashMap<(u32, SocketAddr), Task<()>> = HashMap::new();
         let told = Cell::new(false);
         let scheme = if tls { "wss" } else { "ws" };
+        if listen::addresses(&name, port).is_empty() {
+            log::info!("no address yet, waiting for one: {scheme}://{name}:{port}/");
+        }
         loop {
             let number = if_nametoindex(name.as_str()).unwrap_or(0);
             let there: Vec<_> =
