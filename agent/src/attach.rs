@@ -35,6 +35,7 @@ use crate::{
     run::{Error, arguments, chain},
     sockets,
     targets::Targets,
+    wipe::Wipe,
 };
 
 /// How long the serving half may take to see its clients off.
@@ -55,10 +56,7 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
     let stopped_by_signal = loop {
         let mut fds = vec![signals.as_fd(), link.as_fd()];
         fds.extend(half.changes.as_ref().map(AsFd::as_fd));
-        // What is still to be done waits for nobody, and lets everybody else in between.
-        let deadline =
-            if half.targets.is_idle() { half.targets.next_judgement() } else { Some(Instant::now()) };
-        let ready = wait(&fds, deadline)?;
+        let ready = wait(&fds, half.due())?;
         if ready.get(2) == Some(&true)
             && let Some(change) = half.changes.as_mut().and_then(Changes::take)
         {
@@ -88,6 +86,7 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         if let Err(error) = half.targets.step(&mut half.capture) {
             log::warn!("not attached: {}", chain(&error));
         }
+        half.wipe_some();
     };
     if stopped_by_signal {
         // Nothing more is captured, and what the ring holds still goes out. The probes go last, as that takes long.
@@ -122,6 +121,10 @@ struct Half<'a> {
     changes: Option<Changes>,
     /// Whether there is anybody to capture for.
     wanted: bool,
+    /// The ring's size, or more where the kernel allowed less.
+    ring: u32,
+    /// What the ring still holds is being overwritten.
+    wipe: Option<Wipe>,
 }
 
 impl<'a> Half<'a> {
@@ -139,7 +142,17 @@ impl<'a> Half<'a> {
         }
         allow_open_files();
         let targets = Targets::default();
-        let mut half = Self { args, link, capture, filters, targets, changes: None, wanted: !args.on_demand };
+        let mut half = Self {
+            args,
+            link,
+            capture,
+            filters,
+            targets,
+            changes: None,
+            wanted: !args.on_demand,
+            ring: sizes.ring,
+            wipe: None,
+        };
         if args.on_demand {
             half.capture.pause()?;
             half.capture.unhook();
@@ -219,9 +232,32 @@ impl<'a> Half<'a> {
         }
     }
 
+    /// When something is to be done without being asked. What waits for nobody lets everybody else in between.
+    fn due(&self) -> Option<Instant> {
+        if !self.targets.is_idle() {
+            return Some(Instant::now());
+        }
+        let wipe = self.wipe.as_ref().map(Wipe::due);
+        [wipe, self.targets.next_judgement()].into_iter().flatten().min()
+    }
+
+    /// Overwrites a part of the ring, if it is to be, and nothing has a probe that could still write to it.
+    fn wipe_some(&mut self) {
+        let Some(wipe) = self.wipe.as_mut().filter(|_| self.targets.is_idle()) else { return };
+        match wipe.step(|| self.capture.wipe()) {
+            Ok(false) => return,
+            Ok(true) => log::debug!("the kernel's ring was overwritten"),
+            Err(error) => {
+                log::warn!("the kernel's ring keeps what went through it last: {}", chain(&error));
+            }
+        }
+        self.wipe = None;
+    }
+
     /// Captures, after a time without anybody to capture for. The probes are put in place in steps that follow.
     fn begin(&mut self) -> Result<(), Error> {
         self.wanted = true;
+        self.wipe = None;
         let (found, finder) = find(self.args)?;
         self.capture.begin_anew()?;
         hook(&mut self.capture);
@@ -231,7 +267,7 @@ impl<'a> Half<'a> {
         Ok(())
     }
 
-    /// Captures nothing more, at once, and takes everything off in steps that follow.
+    /// Captures nothing more, at once, takes everything off and overwrites the ring, in steps that follow.
     fn end(&mut self) -> Result<(), Error> {
         self.wanted = false;
         self.changes = None;
@@ -240,6 +276,7 @@ impl<'a> Half<'a> {
         }
         self.capture.unhook();
         self.targets.clear();
+        self.wipe = Some(Wipe::new(self.ring));
         Ok(self.link.paused()?)
     }
 }

@@ -31,5 +31,6 @@ pub mod server;
 pub mod sockets;
 pub mod stream;
 pub mod targets;
+pub mod wipe;
 
 pub use run::main;

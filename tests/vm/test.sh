@@ -14,7 +14,7 @@ source "$(dirname "$0")/lib.sh"
 # over every probe: so there are more of them at a time than CPUs.
 tests=(addresses:: payloads:: losses::what_is_lost http::an_http lifecycle::killing_the_attaching_half
   engines::an_engine_has engines::an_engine_whose connections::a_connection_outlives
-  hardships:: memory:: discovery::a_library_that_was discovery::a_library_in discovery::what_a_later on_demand::probes)
+  hardships:: memory:: discovery::a_library_that_was discovery::a_library_in discovery::what_a_later on_demand::probes on_demand::what_the_ring)
 # What another agent of the same user would change, which has the machine for itself: 5.10 counts all of their maps together.
 alone=hardships::where_little_memory
 # For the second CPU: what a probe sees and where it is put, in each library.

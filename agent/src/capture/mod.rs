@@ -19,7 +19,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun,
     maps::{Array, HashMap, Map, MapError},
     programs::{
         KProbe, Program, ProgramError, RawTracePoint, UProbe,
@@ -387,6 +387,18 @@ impl Capture {
     pub fn pause(&mut self) -> Result<(), Error> {
         let nothing = Filters { pids: [(0, choice::INCLUDE)].into(), ..Filters::default() };
         self.set_filters(&nothing)
+    }
+
+    /// Overwrites a piece of the ring, a [`Blank`](plaintap_abi::Blank), behind what was written last; tells whether there was
+    /// room.
+    ///
+    /// The kernel runs the program at our word, as it does to test programs: nothing is attached, and nobody else can set it off.
+    /// Source: linux 5.10, net/bpf/test_run.c, bpf_prog_test_run_raw_tp.
+    pub fn wipe(&mut self) -> Result<bool, Error> {
+        let program: &mut RawTracePoint = self.program("wipe")?;
+        let run = program.test_run(RawTracePointRunOptions::new());
+        let run = run.map_err(|error| Error::from_aya("run an eBPF program", error.into()))?;
+        Ok(run.return_value != 0)
     }
 
     /// Whether `program` is what its process id stands for.

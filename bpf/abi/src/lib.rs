@@ -155,6 +155,9 @@ pub struct Record<const N: usize> {
     pub data: [u8; N],
 }
 
+/// What overwrites the ring, piece by piece: small enough that every ring that the kernel makes has room for it.
+pub type Blank = Record<{ CLASSES[1] }>;
+
 const _: () = {
     assert!(size_of::<Endpoints>() == 40);
     assert!(size_of::<Header>() == 144);

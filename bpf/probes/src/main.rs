@@ -2,9 +2,9 @@
 //!
 //! `calls` watches a TLS library's functions and sends what they carried; `sockets` finds out which TCP connection an SSL
 //! object speaks over; `lives` ends what threads, processes and SSL objects leave behind; `guesses` looks whether a function is
-//! the one that it is taken for. `state` owns the maps that they
-//! share. Nothing here knows the layout of a TLS library's structs: function arguments, results and the socket hooks say
-//! all that is needed.
+//! the one that it is taken for; `wipe` overwrites what the ring still holds. `state` owns the maps
+//! that they share. Nothing here knows the layout of a TLS library's structs: function arguments, results and the socket hooks
+//! say all that is needed.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -17,6 +17,7 @@ mod lives;
 mod memory;
 mod sockets;
 mod state;
+mod wipe;
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]

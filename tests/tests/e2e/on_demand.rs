@@ -1,6 +1,8 @@
 //! With --on-demand, a device that nobody watches pays and holds nothing.
 
+use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use plaintap_proto::Direction;
@@ -65,6 +67,64 @@ fn probes_and_payloads_are_there_only_while_somebody_watches() -> Result<()> {
     let second = conversation::wait_for(&mut client, &half, 70)?;
     same_bytes("what the client wrote later", &second.bytes, &pattern(70, 4))?;
     ensure!(second.connection_id() != first.connection_id(), "bytes are missing between them");
+    driver.quit()
+}
+
+/// The 8-byte words in the maps that the serving half shares with the kernel, the ring above all.
+fn shared_words(agent: &Agent) -> Result<HashSet<[u8; 8]>> {
+    let folder = format!("/proc/{}", agent.child()?);
+    let memory = fs::File::open(format!("{folder}/mem")).context("its memory")?;
+    let mut words = HashSet::new();
+    for line in fs::read_to_string(format!("{folder}/maps"))?.lines().filter(|line| line.ends_with("bpf-map"))
+    {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-')).context("no range")?;
+        let (start, end) = (u64::from_str_radix(range.0, 16)?, u64::from_str_radix(range.1, 16)?);
+        let mut bytes = vec![0; usize::try_from(end - start)?];
+        memory.read_exact_at(&mut bytes, start).with_context(|| line.to_owned())?;
+        words.extend(bytes.as_chunks().0);
+    }
+    Ok(words)
+}
+
+#[test]
+fn what_the_ring_held_is_gone_with_the_probes() -> Result<()> {
+    const SIZE: u32 = 200 << 10;
+    let mut driver = Driver::start(BORINGSSL)?;
+    let pid = driver.pid().to_string();
+    // Both ends are captured, and twice what they say is more than it holds: it begins anew over what came first.
+    let ring = ["--ring-size", "512K", "--on-demand", "--linger", "1", "--log-level", "debug"];
+    let agent = Agent::start(&[&["--library", BORINGSSL, "--pid", &pid], &ring[..]].concat())?;
+    let half = Half::of_driver(&driver, Side::Client, Direction::Written);
+    let mut client = Client::connect(&agent.url)?;
+    attached(&agent, 1)?;
+    let payloads = [pattern(SIZE, 11), pattern(SIZE, 12)];
+    for (seed, sent) in [(11, SIZE), (12, 2 * SIZE)] {
+        driver.write(Side::Client, SIZE, seed)?;
+        let seen = conversation::wait_for(&mut client, &half, sent as usize)?;
+        ensure!(seen.bytes.len() == sent as usize, "something was lost");
+    }
+    // Payloads begin at words of the ring, and no two words of a pattern are alike.
+    let [first, last] = payloads.map(|payload| payload.as_chunks::<8>().0.to_vec());
+    let found = |payload: &[[u8; 8]], words: &HashSet<[u8; 8]>| {
+        payload.iter().filter(|word| words.contains(*word)).count()
+    };
+    let words = shared_words(&agent)?;
+    ensure!(found(&last, &words) == last.len(), "this is not where the ring is");
+    ensure!((1..first.len()).contains(&found(&first, &words)), "the ring did not begin anew");
+    drop(words);
+    drop(client);
+    agent.log().wait_for(0, "its word", |line| line.contains("what was kept is forgotten"))?;
+    until_nothing_is_in_place(&agent)?;
+    agent.log().wait_for(0, "the end of it", |line| line.contains("the kernel's ring was overwritten"))?;
+    let words = shared_words(&agent)?;
+    ensure!(found(&first, &words) + found(&last, &words) == 0, "the ring still holds what went through it");
+
+    // It serves as before.
+    let mut client = Client::connect(&agent.url)?;
+    attached(&agent, 2)?;
+    driver.write(Side::Client, SIZE, 13)?;
+    let again = conversation::wait_for(&mut client, &half, SIZE as usize)?;
+    same_bytes("what the client wrote later", &again.bytes, &pattern(SIZE, 13))?;
     driver.quit()
 }
 
