@@ -32,6 +32,9 @@ use crate::{
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
 
+/// What a message's headers take at the most: names of some 200 bytes, and of the values four texts of 256 characters.
+const LARGEST_HEADERS: usize = 5 << 10;
+
 /// Another relay sends this device's stream.
 #[derive(Debug)]
 pub struct Fenced;
@@ -108,14 +111,27 @@ impl Device {
         }
     }
 
-    /// Stores a message, however long that takes.
-    pub async fn store(&mut self, message: &Outgoing) -> Result<(), Fenced> {
+    /// Stores a message, however long that takes; or that it is missing, if the server takes none so large.
+    pub async fn store(&mut self, message: Outgoing) -> Result<(), Fenced> {
+        let message = &self.fitting(message);
         let mut trouble = None;
         let stored = self.store_in_spite_of(message, &mut trouble).await;
         if trouble.is_some() && stored.is_ok() {
             note(&format!("stores again device={}", self.name));
         }
         stored
+    }
+
+    fn fitting(&self, message: Outgoing) -> Outgoing {
+        let (size, most) = (message.body.len(), self.context.client().server_info().max_payload);
+        if size.saturating_add(LARGEST_HEADERS) <= most {
+            return message;
+        }
+        note(&format!(
+            "leaves out what the server does not take device={} bytes={size} most={most}",
+            self.name
+        ));
+        Outgoing::gap(message.place, 1, &format!(" bytes={size} because=max_payload"))
     }
 
     /// `trouble` is there once an attempt has failed.
@@ -200,11 +216,12 @@ impl Device {
     }
 }
 
-/// What a message that is sent twice is known by; none for those without a number, of which each is another one.
+/// What a message that is sent twice is known by; none for those without a number or a run, of which each is another one.
 fn id(message: &Outgoing) -> Option<String> {
     let Place { run, seq } = &message.place;
     match (message.seq, message.gap) {
         (0, 0) => None,
+        _ if run.is_empty() => None,
         (0, gap) => Some(format!("{run}:{seq}+{gap}")),
         (seq, _) => Some(format!("{run}:{seq}")),
     }

@@ -114,7 +114,7 @@ async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: w
             };
             let Some(message) = message else { break false };
             gauges.queued(receiver.len());
-            if let Err(Fenced) = device.store(&message).await {
+            if let Err(Fenced) = device.store(message).await {
                 break true;
             }
         };

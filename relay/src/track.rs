@@ -4,7 +4,7 @@ use bytes::Bytes;
 use plaintap_proto::{LogEntry, LogType, log_entry::Payload};
 use prost::Message;
 
-use crate::subject::Kind;
+use crate::subject::{Kind, header_text};
 
 /// A place in a device's stream: behind the message `seq` of `run`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,22 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
+    /// A line in the device's log that says how many messages are missing at a place, and perhaps why.
+    pub fn gap(place: Place, messages: u64, why: &str) -> Self {
+        let Place { run, seq } = &place;
+        let line = format!("relay gap missed_messages={messages} run={run} after_seq={seq}{why}");
+        let entry =
+            LogEntry { log_type: LogType::ProcessLog.into(), seq: 0, payload: Some(Payload::RunLog(line)) };
+        Self {
+            kind: Kind::Log,
+            seq: 0,
+            gap: messages,
+            about: None,
+            body: entry.encode_to_vec().into(),
+            place,
+        }
+    }
+
     /// Whether the device's stream is at this message once it is sent. Lines that come ahead of what is between are sent again by
     /// each relay, until that has come.
     pub fn moves(&self) -> bool {
@@ -95,8 +111,10 @@ impl Track {
         match (&mut self.waiting, &entry.payload) {
             (Some(_), Some(Payload::HeartbeatPayload(heartbeat))) => {
                 let waiting = self.waiting.take().unwrap_or_default();
-                if heartbeat.run_id != self.place.run {
-                    self.place = Place { run: heartbeat.run_id.clone(), seq: 0 };
+                // It becomes part of headers.
+                let run = header_text(&heartbeat.run_id);
+                if run != self.place.run {
+                    self.place = Place { run, seq: 0 };
                 }
                 let start = self.place.seq;
                 for (entry, body) in waiting {
@@ -164,22 +182,9 @@ impl Track {
         out.push(Outgoing { kind, seq, place: self.place.clone(), gap: 0, about, body });
     }
 
-    /// A line in the device's log that says how many messages are missing.
+    /// Says that messages are missing here.
     fn gap(&self, messages: u64) -> Outgoing {
-        let line = format!(
-            "relay gap missed_messages={messages} run={} after_seq={}",
-            self.place.run, self.place.seq
-        );
-        let entry =
-            LogEntry { log_type: LogType::ProcessLog.into(), seq: 0, payload: Some(Payload::RunLog(line)) };
-        Outgoing {
-            kind: Kind::Log,
-            seq: 0,
-            place: self.place.clone(),
-            gap: messages,
-            about: None,
-            body: entry.encode_to_vec().into(),
-        }
+        Outgoing::gap(self.place.clone(), messages, "")
     }
 }
 
@@ -271,6 +276,14 @@ mod tests {
         let out = taken(&mut track, &[line(1), heartbeat("new", 0), event(2)]);
         assert_eq!(out, [(Kind::Log, 1, 0, 0), (Kind::Heartbeat, 0, 0, 0), (Kind::Event, 2, 2, 0)]);
         assert_eq!(track.place(), &place("new", 2));
+    }
+
+    #[test]
+    fn a_run_fits_into_a_header_whatever_it_is() {
+        let mut track = Track::new(Place::default(), true);
+        taken(&mut track, &[heartbeat(&format!("a\r\nNats-Msg-Id: b{}", "c".repeat(1000)), 0), event(1)]);
+        let run = &track.place().run;
+        assert!(run.starts_with("aNats-Msg-Id: bccc") && run.len() == 256, "{run}");
     }
 
     #[test]

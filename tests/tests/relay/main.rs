@@ -339,6 +339,35 @@ fn what_the_journal_no_longer_holds_is_told_as_a_gap() -> Result<()> {
 }
 
 #[test]
+fn what_is_larger_than_the_server_takes_is_told_as_a_gap_and_holds_nothing_up() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let config = scene.nats.file("nats.conf", "max_payload: 16384")?;
+    scene.nats = Nats::start(&["--config", &config])?;
+    let _relay = scene.relay()?;
+    for (size, seed) in [(1000, 1), (16 << 10, 2), (2000, 3)] {
+        scene.driver.write(Side::Client, size, seed)?;
+    }
+    let captured = scene.captured()?;
+    let (small, large): (Vec<_>, Vec<_>) = captured.iter().partition(|(_, raw)| raw.len() < 11_000);
+    ensure!(!large.is_empty(), "nothing is large");
+    let last = *small.last().context("nothing is small")?.0;
+    let stored = until("the last of them to be stored", || {
+        let stored = scene.nats.stored()?;
+        Ok(stored.iter().any(|message| message.seq >= last).then_some(stored))
+    })?;
+    for (seq, raw) in small {
+        ensure!(
+            stored.iter().any(|message| message.seq == *seq && message.body == *raw),
+            "{seq} is not there"
+        );
+    }
+    let gaps: Vec<_> = stored.iter().filter(|message| message.header("Plaintap-Gap") == Some("1")).collect();
+    ensure!(gaps.len() == large.len(), "{gaps:?}");
+    ensure!(gaps.iter().all(|gap| String::from_utf8_lossy(&gap.body).contains("because=max_payload")));
+    Ok(())
+}
+
+#[test]
 fn a_full_stream_that_discards_nothing_is_waited_for() -> Result<()> {
     let mut scene = Scene::set()?;
     scene.nats.api("STREAM.CREATE.PLAINTAP", &stream(200_000))?;

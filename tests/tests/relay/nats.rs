@@ -1,6 +1,7 @@
 //! A nats-server with JetStream in a folder of its own, and the little of its protocol that shows what it has stored.
 //! Source: docs.nats.io, "NATS Client Protocol" and "NATS API Reference".
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
@@ -76,6 +77,13 @@ impl Nats {
     pub fn start_again(&mut self) -> Result<()> {
         self.process = run(self.port, &self.folder, &self.flags)?;
         Ok(())
+    }
+
+    /// Writes a file that goes with the server; its path.
+    pub fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.folder.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
     }
 
     /// Asks JetStream's API.
