@@ -46,6 +46,8 @@ use_cargo test || die "no cargo with rustfmt and clippy, though ci/setup.sh foun
 formatted() {
   cargo fmt --all --check
   cargo fmt --manifest-path fuzz/Cargo.toml --check
+  # The fuzz targets' lock file is not touched by work on the rest, and would be missed half an hour later.
+  cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 }
 # All there is, and the plain client, which has less in it.
 lints() {
