@@ -101,7 +101,12 @@ async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: w
             .stack_size(256 << 10)
             .spawn(move || read(&label, open(), track, &sender, &its));
         if let Err(error) = thread {
-            note(&format!("can't start device={name} error={:?}", error.to_string()));
+            // As when there are as many as there may be.
+            note(&format!("can't start yet device={name} error={:?}", error.to_string()));
+            tokio::select! {
+                () = tokio::time::sleep(STAY_BACK) => continue,
+                _ = wanted.changed() => return,
+            }
         }
         let fenced = loop {
             let message = tokio::select! {

@@ -18,6 +18,7 @@ pub mod wanted;
 use std::{
     io::{self, Write},
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -160,8 +161,18 @@ pub fn run(
                 *last = news;
             }
         };
-        let Connected { context, shown } = target.server.connect("plaintap relay", told).await?;
-        let stream = stream(&context, target, &shown).await?;
+        let mut begin = pin!(async {
+            let Connected { context, shown } = target.server.connect("plaintap relay", told).await?;
+            let stream = stream(&context, target, &shown).await?;
+            Ok::<_, Error>((context, shown, stream))
+        });
+        let (context, shown, stream) = loop {
+            tokio::select! {
+                begun = &mut begin => break begun?,
+                // The sources are read from the first on; for the end nobody has to wait for a server.
+                signal = signals.next() => if matches!(signal, Signal::End) { return Ok(()) },
+            }
+        };
         note(&format!("connected to={shown} stream={}", target.stream));
         let metrics = Arc::new(Metrics::new(context.client()));
         if let Some(place) = metrics_at {

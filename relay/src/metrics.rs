@@ -39,7 +39,7 @@ use crate::{note, track::Outgoing};
 
 /// From a round trip on one computer to a server that hardly answers, in seconds.
 const LATENCIES: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
-/// Who asks has so long to say what.
+/// Who asks has so long to say what, and then to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Who asks at a time.
 const MOST: usize = 16;
@@ -271,6 +271,6 @@ async fn converse(
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
-    // Who goes away before the answer has no use for it.
-    let _ = server.serve_connection(stream, service).await;
+    // Who goes away before the answer has no use for it, nor who does not read it.
+    let _ = tokio::time::timeout(PATIENCE * 2, server.serve_connection(stream, service)).await;
 }
