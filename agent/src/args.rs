@@ -6,6 +6,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use argh::FromArgs;
@@ -98,7 +99,7 @@ pub struct Args {
     pub offsets: Option<Offsets>,
     /// capture this process id
     #[argh(option, arg_name = "number")]
-    pub pid: Vec<Chosen<u32>>,
+    pub pid: Vec<Chosen<Pid>>,
     /// capture this user id, or these, as 10000-19999
     #[argh(option, arg_name = "range")]
     pub uid: Vec<Chosen<Uids>>,
@@ -133,11 +134,11 @@ pub struct Args {
     #[argh(switch)]
     pub on_demand: bool,
     /// with --on-demand, seconds that it stays ready after the last client left (default: 60)
-    #[argh(option, default = "60", arg_name = "seconds")]
-    pub linger: u32,
+    #[argh(option, arg_name = "seconds")]
+    pub linger: Option<Seconds>,
     /// how much to log: error, warn, info, debug or trace (default: info)
-    #[argh(option, default = "::log::LevelFilter::Info", arg_name = "level")]
-    pub log_level: ::log::LevelFilter,
+    #[argh(option, default = "LogLevel(::log::LevelFilter::Info)", arg_name = "level")]
+    pub log_level: LogLevel,
     /// print the version
     #[argh(switch)]
     pub version: bool,
@@ -215,6 +216,11 @@ impl Args {
     /// Which files to look into, and how.
     pub fn options(&self) -> Options {
         options(&self.exclude, self.no_inferred, self.offsets.as_ref())
+    }
+
+    /// How long it stays ready after the last client left, where nothing is in place without one.
+    pub fn linger(&self) -> Duration {
+        Duration::from_secs(self.linger.map_or(60, |Seconds(seconds)| seconds.into()))
     }
 
     /// What a TLS server needs.
@@ -324,7 +330,13 @@ fn from_file(path: &Path) -> Result<Vec<String>, UsageError> {
 fn parse_flags(args: &[String]) -> Result<Parsed, UsageError> {
     let version = || Parsed::Print(format!("plaintapd {}\n", env!("CARGO_PKG_VERSION")));
     let run = |args: Args| if args.version { version() } else { Parsed::Run(args.into()) };
-    parsed(&["plaintapd"], args, run)
+    let parsed = parsed(&["plaintapd"], args, run)?;
+    match &parsed {
+        Parsed::Run(args) if args.linger.is_some() && !args.on_demand => {
+            Err(UsageError("--linger is for --on-demand, which is not there".to_owned()))
+        }
+        _ => Ok(parsed),
+    }
 }
 
 fn parse_command<T: FromArgs>(
@@ -400,6 +412,18 @@ impl<T: FromStr<Err: fmt::Display>> FromStr for Chosen<T> {
     }
 }
 
+/// A process id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pid(pub u32);
+
+impl FromStr for Pid {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| format!("{text:?} is no process id, as 4242"))
+    }
+}
+
 /// A user id or a range of them, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uids {
@@ -418,6 +442,30 @@ impl FromStr for Uids {
             (Ok(first), Ok(last)) if first <= last => Ok(Self { first, last }),
             _ => Err(format!("{text:?} is no user id or range, as 1000 or 10000-19999")),
         }
+    }
+}
+
+/// A time in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds(pub u32);
+
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| format!("{text:?} is no number of seconds, as 60"))
+    }
+}
+
+/// How much to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLevel(pub ::log::LevelFilter);
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| format!("{text:?} is none of error, warn, info, debug and trace"))
     }
 }
 
@@ -536,7 +584,7 @@ mod tests {
 
     #[test]
     fn run_may_be_said_and_left_out() {
-        let pid = Chosen { value: 7, choice: choice::INCLUDE };
+        let pid = Chosen { value: Pid(7), choice: choice::INCLUDE };
         assert!(matches!(parsed(&["run", "--pid=7"]), Ok(Parsed::Run(args)) if args.pid == [pid]));
         assert!(matches!(parsed(&[]), Ok(Parsed::Run(args)) if args.ecaptureq.is_empty()));
     }
@@ -558,12 +606,25 @@ mod tests {
         let Ok(Parsed::Run(args)) = parsed(&["--pid=!7", "--uid=5-9", "--uid=3", "--comm", "!a b"]) else {
             panic!("not a run")
         };
-        assert_eq!(args.pid, [Chosen { value: 7, choice: choice::EXCLUDE }]);
+        assert_eq!(args.pid, [Chosen { value: Pid(7), choice: choice::EXCLUDE }]);
         assert_eq!(args.uid[0].value, Uids { first: 5, last: 9 });
         assert_eq!(args.uid[1].value, Uids { first: 3, last: 3 });
         assert_eq!(args.comm, [Chosen { value: "a b".to_owned(), choice: choice::EXCLUDE }]);
         for wrong in ["--pid=!", "--pid=", "--pid=-1", "--uid=9-5", "--uid=a", "--comm=", "--snaplen=0"] {
             assert!(parsed(&[wrong]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_flag_is_said() {
+        for (line, why) in [
+            ("--pid !abc", "\"abc\" is no process id, as 4242"),
+            ("--log-level loud", "\"loud\" is none of error, warn"),
+            ("--on-demand --linger 1m", "\"1m\" is no number of seconds"),
+            ("--linger 30", "is for --on-demand"),
+        ] {
+            let error = parsed(&line.split(' ').collect::<Vec<_>>()).unwrap_err().to_string();
+            assert!(error.contains(why), "{line}: {error}");
         }
     }
 
@@ -578,8 +639,8 @@ mod tests {
             let all = [flags, &["--config", &path]].concat();
             let Ok(Parsed::Run(args)) = parsed(&all) else { panic!("{file} is no run's") };
             assert_eq!(
-                (args.on_demand, args.linger, args.memory_limit),
-                (true, 60, Some(Size(8 << 20))),
+                (args.on_demand, args.linger(), args.memory_limit),
+                (true, Duration::from_secs(60), Some(Size(8 << 20))),
                 "{file}"
             );
         }
@@ -593,9 +654,9 @@ mod tests {
         let Ok(Parsed::Run(args)) = parsed(&["--config", path, "--pid=8", "--snaplen=5"]) else {
             panic!("not a run")
         };
-        assert_eq!(args.pid.iter().map(|pid| pid.value).collect::<Vec<_>>(), [7, 8]);
+        assert_eq!(args.pid.iter().map(|pid| pid.value).collect::<Vec<_>>(), [Pid(7), Pid(8)]);
         assert_eq!(args.comm[0].value, "a b");
-        assert_eq!((args.snaplen, args.log_level), (Snaplen(5), ::log::LevelFilter::Debug));
+        assert_eq!((args.snaplen, args.log_level), (Snaplen(5), LogLevel(::log::LevelFilter::Debug)));
         std::fs::write(&file, "--nonsense 1\n").unwrap();
         let error = parsed(&["--config", path]).unwrap_err().to_string();
         assert!(error.contains(path) && error.contains("--nonsense") && !error.contains('\n'), "{error}");

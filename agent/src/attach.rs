@@ -47,7 +47,7 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         .map_err(Error::system("wait for signals"))?;
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
-    crate::log::start(args.log_level, Box::new(move |line| sink.log(line)));
+    crate::log::start(args.log_level.0, Box::new(move |line| sink.log(line)));
     let (mut half, finder, hooked) = Half::start(args, sizes, &link)?;
     link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
     half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
@@ -187,8 +187,8 @@ impl<'a> Half<'a> {
                 self.capture.set_filters(&filters)?;
             }
             self.filters = filters;
-            log::set_max_level(args.log_level);
-            self.link.log_level(args.log_level as u32)?;
+            log::set_max_level(args.log_level.0);
+            self.link.log_level(args.log_level.0 as u32)?;
             Ok::<(), Error>(())
         };
         // What was wrong changes nothing.

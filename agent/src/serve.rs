@@ -67,7 +67,7 @@ pub fn run(
     }
     let (lines, new_lines) = channel::bounded(LOG_LINES);
     crate::log::start(
-        args.log_level,
+        args.log_level.0,
         Box::new(move |line| {
             let _ = lines.try_send(line.to_owned());
         }),
@@ -100,7 +100,7 @@ pub fn run(
         };
         let demand = async {
             match args.on_demand {
-                true => demand(&link, &server, Duration::from_secs(args.linger.into())).await,
+                true => demand(&link, &server, args.linger()).await,
                 false => future::pending().await,
             }
         };

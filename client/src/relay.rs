@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
+    str::FromStr,
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -89,10 +90,22 @@ pub struct RelayArgs {
     pub agent: Option<PathBuf>,
     /// tell how it goes there, at /metrics for Prometheus and at /health; port 0 is a free one, named on stderr
     #[argh(option, arg_name = "ip:port")]
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Option<Place>,
     /// with --install, flags for plaintapd, behind --
     #[argh(positional, arg_name = "flags")]
     pub flags: Vec<String>,
+}
+
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(pub SocketAddr);
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| format!("{text:?} is no IP:PORT, as 127.0.0.1:9464"))
+    }
 }
 
 /// Why nothing is relayed.
@@ -155,7 +168,9 @@ pub fn run(args: RelayArgs) -> Result<(), Error> {
     // It ends with the process.
     thread::spawn(move || choose(chosen, &wanted, pinned.as_ref(), &inbox, &news));
     // That thread takes news for as long as there are sources.
-    Ok(plaintap_relay::run(&target, args.metrics, sources, || drop(hangup.send(News::Reread)))?)
+    Ok(plaintap_relay::run(&target, args.metrics.map(|place| place.0), sources, || {
+        drop(hangup.send(News::Reread))
+    })?)
 }
 
 /// What may change which sources there are.

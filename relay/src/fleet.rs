@@ -158,6 +158,7 @@ fn read(
         }
     };
     resume(&mut source, track.place());
+    let mut skipped = 0_u64;
     while !sender.is_closed() {
         match source.receive() {
             Incoming::Message(bytes) => match track.take(bytes) {
@@ -169,7 +170,14 @@ fn read(
                     }
                 }
                 Err(error) => {
-                    note(&format!("skips what is no LogEntry device={name} error={:?}", error.to_string()))
+                    // A line for each would be one that a device can have as many of as it likes.
+                    skipped += 1;
+                    if skipped.is_power_of_two() {
+                        let error = error.to_string();
+                        note(&format!(
+                            "skips what is no LogEntry device={name} skipped={skipped} error={error:?}"
+                        ));
+                    }
                 }
             },
             Incoming::Connected => {

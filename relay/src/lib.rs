@@ -29,6 +29,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
 use bytes::Bytes;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::mpsc;
 
 use connect::{Connected, Server};
@@ -130,10 +131,12 @@ pub enum Error {
     Metrics(SocketAddr, #[source] io::Error),
 }
 
-/// A line for the person: what happens, in `key=value`.
+/// A line for the person: when it is (UTC), and what happens, in `key=value`.
 pub fn note(text: &str) {
     // A note that nobody can read is no reason to stop, as when stderr is a pipe that was closed.
-    let _ = writeln!(io::stderr(), "plaintap relay: {text}");
+    let now = OffsetDateTime::now_utc().truncate_to_second();
+    let now = now.format(&Rfc3339).unwrap_or_default();
+    let _ = writeln!(io::stderr(), "{now} plaintap relay: {text}");
 }
 
 /// Relays all of `sources` until SIGINT or SIGTERM; `hangup` is called on SIGHUP. What is not acknowledged then is sent again by

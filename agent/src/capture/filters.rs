@@ -45,7 +45,7 @@ const MAX_COMMS: usize = 64;
 impl Filters {
     /// The filters that the command line asks for.
     pub fn new(args: &Args) -> Result<Self, Error> {
-        let pids: HashMap<u32, u8> = args.pid.iter().map(|pid| (pid.value, pid.choice)).collect();
+        let pids: HashMap<u32, u8> = args.pid.iter().map(|pid| (pid.value.0, pid.choice)).collect();
         let mut comms: HashMap<_, u8> =
             args.comm.iter().map(|name| (comm(&name.value), name.choice)).collect();
         let mut uids: Vec<UidRange> = args

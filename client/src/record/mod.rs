@@ -10,7 +10,10 @@ mod pcapng;
 mod plain;
 mod segment;
 
-use std::{io, str::FromStr};
+use std::{
+    io::{self, IsTerminal},
+    str::FromStr,
+};
 
 use plaintap_proto::{LogEntry, log_entry::Payload};
 use prost::{DecodeError, bytes::Bytes};
@@ -64,12 +67,15 @@ pub enum Error {
     /// Stdout has no other file to go on with.
     #[error("-o - is one stream: leave out --rotate-size, --rotate-time and --keep, or name a file")]
     Rotation,
+    /// A terminal would obey it.
+    #[error("-o - is a terminal here, and {0} is not text: pipe it, or name a file")]
+    Terminal(&'static str),
 }
 
 impl Error {
     /// Whether the command line is what is wrong.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Format(_) | Self::Rotation)
+        matches!(self, Self::Format(_) | Self::Rotation | Self::Terminal(_))
     }
 }
 
@@ -100,6 +106,14 @@ pub fn run(args: RecordArgs) -> Result<(), Error> {
     let format = format.ok_or_else(|| Error::Format(args.output.display().to_string()))?;
     if stdout && (args.rotate_size.is_some() || args.rotate_time.is_some() || args.keep.is_some()) {
         return Err(Error::Rotation);
+    }
+    if stdout && io::stdout().is_terminal() {
+        // The others are text.
+        match format {
+            Format::Pb => return Err(Error::Terminal("pb")),
+            Format::Pcapng => return Err(Error::Terminal("pcapng")),
+            Format::Jsonl | Format::Har => {}
+        }
     }
     let output = if stdout { Ok(Output::stdout()) } else { Output::files(&args) };
     let output =

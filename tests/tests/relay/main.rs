@@ -391,7 +391,7 @@ fn a_second_relay_for_a_device_stays_back() -> Result<()> {
             .stderr
             .all()
             .iter()
-            .any(|line| line.starts_with("plaintap relay: stays back") && line.ends_with("device=dev-1"))
+            .any(|line| line.contains("Z plaintap relay: stays back") && line.ends_with("device=dev-1"))
     };
     for _ in 0..100 {
         scene.load(5)?;
