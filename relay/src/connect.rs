@@ -129,6 +129,17 @@ struct Way {
     api_prefix: Option<String>,
 }
 
+impl Way {
+    /// Whether no server may be spoken to in the clear, whatever it says itself: neither one that is named, nor one that the first tells
+    /// of, whose URLs have no scheme.
+    fn demands_tls(&self) -> bool {
+        self.tls_ca.is_some()
+            || self.certificate.is_some()
+            || self.tls_first
+            || self.servers.iter().any(|url| url.starts_with("tls://"))
+    }
+}
+
 /// A context's file.
 struct Context {
     path: PathBuf,
@@ -145,6 +156,7 @@ impl Server {
         let context = self.context.as_deref().map(Context::read).transpose()?;
         let way = self.way(context.as_ref())?;
         let shown = without_secret(&way.servers.join(","));
+        let tls = way.demands_tls();
         let mut options = ConnectOptions::new().name(name).ping_interval(PING).event_callback(move |event| {
             told(event);
             std::future::ready(())
@@ -167,6 +179,7 @@ impl Server {
         if way.tls_first {
             options = options.tls_first();
         }
+        options = options.require_tls(tls);
         if let Some(prefix) = way.inbox_prefix {
             options = options.custom_inbox_prefix(prefix);
         }
@@ -365,6 +378,19 @@ mod tests {
             (json!({"token": "t"}), User::Token("t".to_owned())),
         ] {
             assert_eq!(way(&at("nats://h"), context).unwrap().user, user);
+        }
+    }
+
+    #[test]
+    fn who_speaks_of_tls_is_not_spoken_to_without() {
+        for (server, context, tls) in [
+            (at("nats://h"), json!({}), false),
+            (at("nats://h,tls://h"), json!({}), true),
+            (Server { tls_ca: Some("/ca".into()), ..at("h") }, json!({}), true),
+            (Server::default(), json!({"url": "h", "cert": "/c", "key": "/k"}), true),
+            (Server::default(), json!({"url": "h", "tls_first": true}), true),
+        ] {
+            assert_eq!(way(&server, context.clone()).unwrap().demands_tls(), tls, "{server:?} {context}");
         }
     }
 

@@ -11,9 +11,10 @@ use std::{
 
 use async_nats::{
     HeaderMap,
+    connection::State,
     header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_ID},
     jetstream::{
-        self,
+        self, ErrorCode,
         context::{PublishError, PublishErrorKind},
         publish::PublishAck,
         stream::{LastRawMessageErrorKind, Stream},
@@ -54,6 +55,7 @@ struct Stored {
     sequence: u64,
     id: Option<String>,
     seq: u64,
+    gap: u64,
     place: Place,
     body: bytes::Bytes,
 }
@@ -83,9 +85,15 @@ impl Device {
         Place { seq: seq.unwrap_or(0), run }
     }
 
+    /// The sequence number of the last message of each kind, as last read back or stored.
+    pub fn last(&self) -> HashMap<Kind, u64> {
+        self.last.clone()
+    }
+
     /// The last message of a kind. Tries until it can be asked.
     async fn stored(&self, kind: Kind) -> Option<Stored> {
         let mut delay = FIRST_DELAY;
+        let mut trouble = None;
         loop {
             match self.stream.get_last_raw_message_by_subject(&subject::subject(&self.name, kind)).await {
                 Ok(message) => {
@@ -95,6 +103,7 @@ impl Device {
                         sequence: message.sequence,
                         id: message.headers.get(NATS_MESSAGE_ID).map(|id| id.as_str().to_owned()),
                         seq: number(subject::SEQ),
+                        gap: number(subject::GAP),
                         place: Place {
                             run: text(subject::RUN).unwrap_or_default(),
                             seq: number(subject::PLACE),
@@ -104,79 +113,8 @@ impl Device {
                 }
                 Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return None,
                 Err(error) => {
-                    note(&format!("can't read back device={} error={:?}", self.name, error.to_string()));
-                    wait(&mut delay).await;
-                }
-            }
-        }
-    }
-
-    /// Stores a message, however long that takes; or that it is missing, if the server takes none so large.
-    pub async fn store(&mut self, message: Outgoing) -> Result<(), Fenced> {
-        let message = &self.fitting(message);
-        let mut trouble = None;
-        let stored = self.store_in_spite_of(message, &mut trouble).await;
-        if trouble.is_some() && stored.is_ok() {
-            note(&format!("stores again device={}", self.name));
-        }
-        stored
-    }
-
-    fn fitting(&self, message: Outgoing) -> Outgoing {
-        let (size, most) = (message.body.len(), self.context.client().server_info().max_payload);
-        if size.saturating_add(LARGEST_HEADERS) <= most {
-            return message;
-        }
-        note(&format!(
-            "leaves out what the server does not take device={} bytes={size} most={most}",
-            self.name
-        ));
-        Outgoing::gap(message.place, 1, &format!(" bytes={size} because=max_payload"))
-    }
-
-    /// `trouble` is there once an attempt has failed.
-    async fn store_in_spite_of(
-        &mut self,
-        message: &Outgoing,
-        trouble: &mut Option<Waiting>,
-    ) -> Result<(), Fenced> {
-        let subject = subject::subject(&self.name, message.kind);
-        let mut delay = FIRST_DELAY;
-        loop {
-            let expected = self.last.get(&message.kind).copied().unwrap_or(0);
-            let begun = Instant::now();
-            match self.publish(&subject, message, expected).await {
-                // At the first attempt nobody but another relay can have stored it.
-                Ok(ack) if ack.duplicate && message.moves() && trouble.is_none() => return Err(Fenced),
-                Ok(ack) => {
-                    // Of what was stored before, it is not the last one's.
-                    self.last.insert(message.kind, ack.sequence.max(expected));
-                    self.gauges.stored(message, begun.elapsed());
-                    return Ok(());
-                }
-                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
-                    let stored = self.stored(message.kind).await;
-                    self.last.insert(message.kind, stored.as_ref().map_or(0, |stored| stored.sequence));
-                    match stored {
-                        // It is there already, and its acknowledgement was lost.
-                        Some(stored)
-                            if trouble.is_some()
-                                && stored.id == id(message)
-                                && stored.body == message.body =>
-                        {
-                            self.gauges.stored(message, begun.elapsed());
-                            return Ok(());
-                        }
-                        // A line without a number, which anyone may put in between.
-                        Some(Stored { seq: 0, sequence, .. }) if sequence != expected => {}
-                        // The kind's messages were deleted.
-                        None if expected > 0 => {}
-                        _ => return Err(Fenced),
-                    }
-                }
-                Err(error) => {
                     trouble.get_or_insert_with(|| {
-                        note(&format!("waits device={} error={:?}", self.name, chain(&error)));
+                        note(&format!("can't read back device={} error={:?}", self.name, chain(&error)));
                         self.gauges.waiting()
                     });
                     wait(&mut delay).await;
@@ -185,12 +123,95 @@ impl Device {
         }
     }
 
-    async fn publish(
-        &self,
-        subject: &str,
-        message: &Outgoing,
-        expected: u64,
-    ) -> Result<PublishAck, PublishError> {
+    /// Stores a message, however long that takes; or that it is missing, if the server takes none so large.
+    pub async fn store(&mut self, message: Outgoing) -> Result<(), Fenced> {
+        let mut trouble = None;
+        let stored = self.store_in_spite_of(message, &mut trouble).await;
+        if trouble.is_some() && stored.is_ok() {
+            note(&format!("stores again device={}", self.name));
+        }
+        stored
+    }
+
+    /// What says that this message is missing, because it is too large by a limit of the server's.
+    fn left_out(&self, message: &Outgoing, limit: &str) -> Outgoing {
+        let bytes = message.body.len();
+        note(&format!(
+            "leaves out what the server does not take device={} bytes={bytes} because={limit}",
+            self.name
+        ));
+        Outgoing::gap(message.seq, message.place.clone(), 1, &format!(" bytes={bytes} because={limit}"))
+    }
+
+    /// `trouble` is there once an attempt has failed.
+    async fn store_in_spite_of(
+        &mut self,
+        mut message: Outgoing,
+        trouble: &mut Option<Waiting>,
+    ) -> Result<(), Fenced> {
+        let mut delay = FIRST_DELAY;
+        let client = self.context.client();
+        loop {
+            // NATS's client would keep what is sent meanwhile, and send each attempt of it afterwards.
+            if client.connection_state() != State::Connected {
+                trouble.get_or_insert_with(|| self.waits("no connection to the server"));
+                wait(&mut delay).await;
+                continue;
+            }
+            if message.body.len().saturating_add(LARGEST_HEADERS) > client.server_info().max_payload
+                && message.gap == 0
+            {
+                message = self.left_out(&message, "max_payload");
+            }
+            let expected = self.last.get(&message.kind).copied().unwrap_or(0);
+            let begun = Instant::now();
+            match self.publish(&message, expected).await {
+                // At the first attempt nobody but another relay can have stored it.
+                Ok(ack) if ack.duplicate && message.moves() && trouble.is_none() => return Err(Fenced),
+                Ok(ack) => {
+                    // Of what was stored before, it is not the last one's.
+                    self.last.insert(message.kind, ack.sequence.max(expected));
+                    self.gauges.stored(&message, begun.elapsed());
+                    return Ok(());
+                }
+                Err(error) if is_too_large(&error) && message.gap == 0 => {
+                    message = self.left_out(&message, "max_msg_size");
+                }
+                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                    let stored = self.stored(message.kind).await;
+                    self.last.insert(message.kind, stored.as_ref().map_or(0, |stored| stored.sequence));
+                    match stored {
+                        // It is there already, and its acknowledgement was lost.
+                        Some(stored)
+                            if trouble.is_some()
+                                && stored.id == id(&message)
+                                && stored.body == message.body =>
+                        {
+                            self.gauges.stored(&message, begun.elapsed());
+                            return Ok(());
+                        }
+                        // A line without a number, which anyone may put in between.
+                        Some(Stored { seq: 0, gap: 0, sequence, .. }) if sequence != expected => {}
+                        // The kind's messages were deleted.
+                        None if expected > 0 => {}
+                        _ => return Err(Fenced),
+                    }
+                }
+                Err(error) => {
+                    trouble.get_or_insert_with(|| self.waits(&chain(&error)));
+                    wait(&mut delay).await;
+                }
+            }
+        }
+    }
+
+    fn waits(&self, why: &str) -> Waiting {
+        note(&format!("waits device={} error={why:?}", self.name));
+        self.gauges.waiting()
+    }
+
+    async fn publish(&self, message: &Outgoing, expected: u64) -> Result<PublishAck, PublishError> {
+        let subject = subject::subject(&self.name, message.kind);
         let mut headers = HeaderMap::new();
         if let Some(id) = id(message) {
             headers.insert(NATS_MESSAGE_ID, id.as_str());
@@ -200,7 +221,8 @@ impl Device {
         }
         headers.insert(subject::CONTENT_TYPE, subject::LOG_ENTRY);
         headers.insert(subject::RUN, subject::header_text(&message.place.run).as_str());
-        headers.insert(subject::SEQ, message.seq.to_string().as_str());
+        let seq = if message.gap > 0 { 0 } else { message.seq };
+        headers.insert(subject::SEQ, seq.to_string().as_str());
         headers.insert(subject::PLACE, message.place.seq.to_string().as_str());
         if message.gap > 0 {
             headers.insert(subject::GAP, message.gap.to_string().as_str());
@@ -212,19 +234,31 @@ impl Device {
                 headers.insert(subject::HOST, subject::header_text(host).as_str());
             }
         }
-        self.context.publish_with_headers(subject.to_owned(), headers, message.body.clone()).await?.await
+        self.context.publish_with_headers(subject, headers, message.body.clone()).await?.await
     }
 }
 
 /// What a message that is sent twice is known by; none for those without a number or a run, of which each is another one.
 fn id(message: &Outgoing) -> Option<String> {
-    let Place { run, seq } = &message.place;
+    let run = &message.place.run;
     match (message.seq, message.gap) {
-        (0, 0) => None,
+        (0, _) => None,
         _ if run.is_empty() => None,
-        (0, gap) => Some(format!("{run}:{seq}+{gap}")),
-        (seq, _) => Some(format!("{run}:{seq}")),
+        (seq, 0) => Some(format!("{run}:{seq}")),
+        (seq, gap) => Some(format!("{run}:{seq}-{gap}")),
     }
+}
+
+/// Whether the stream takes no message of this size. Whoever made it may have said so.
+fn is_too_large(error: &PublishError) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<jetstream::Error>() {
+            return error.error_code() == ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM;
+        }
+        cause = error.source();
+    }
+    error.kind() == PublishErrorKind::MaxPayloadExceeded
 }
 
 async fn wait(delay: &mut Duration) {

@@ -69,15 +69,19 @@ impl Fleet {
             let (sender, receiver) = watch::channel(());
             let place = source.place.clone();
             note(&format!("adds device={name}"));
-            let gauges = self.metrics.device(&name);
-            let device = Device::new(self.context.clone(), self.stream.clone(), name.clone(), gauges.clone());
+            let (context, stream, metrics) =
+                (self.context.clone(), self.stream.clone(), self.metrics.clone());
             let task = tokio::spawn(async move {
                 if let Some(before) = before {
                     // It ends when what it has read is stored.
                     let _ = before.await;
                 }
+                let name = source.name.clone();
+                let gauges = metrics.device(&name);
+                let device = Device::new(context, stream, name.clone(), gauges.clone());
                 relay(device, source, &gauges, receiver).await;
-                gauges.connected(false);
+                // Names come and go. What the source's thread, which may go on for a moment, says of it is told to nobody.
+                metrics.remove(&name);
             });
             self.running.insert(name, Running { place, wanted: Some(sender), task });
         }
@@ -127,19 +131,24 @@ async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: w
             return;
         }
         drop(receiver);
+        gauges.connected(false);
+        gauges.queued(0);
         note(&format!("stays back, as another relay sends it, or this one by another name device={name}"));
         let _back = gauges.back();
-        let mut before = device.read_place().await;
+        let mut before = None;
         loop {
+            tokio::select! {
+                _ = device.read_place() => {}
+                _ = wanted.changed() => return,
+            }
+            // Signs of life are messages too.
+            if before.replace(device.last()) == Some(device.last()) {
+                break;
+            }
             tokio::select! {
                 () = tokio::time::sleep(STAY_BACK) => {}
                 _ = wanted.changed() => return,
             }
-            let now = device.read_place().await;
-            if now == before {
-                break;
-            }
-            before = now;
         }
     }
 }
@@ -159,8 +168,12 @@ fn read(
     };
     resume(&mut source, track.place());
     let mut skipped = 0_u64;
-    while !sender.is_closed() {
-        match source.receive() {
+    loop {
+        let incoming = source.receive();
+        if sender.is_closed() {
+            return;
+        }
+        match incoming {
             Incoming::Message(bytes) => match track.take(bytes) {
                 Ok(messages) => {
                     for message in messages {
@@ -175,7 +188,7 @@ fn read(
                     if skipped.is_power_of_two() {
                         let error = error.to_string();
                         note(&format!(
-                            "skips what is no LogEntry device={name} skipped={skipped} error={error:?}"
+                            "skips what is of no use device={name} skipped={skipped} error={error:?}"
                         ));
                     }
                 }

@@ -131,12 +131,26 @@ pub enum Error {
     Metrics(SocketAddr, #[source] io::Error),
 }
 
-/// A line for the person: when it is (UTC), and what happens, in `key=value`.
+/// A line for the person: when it is (UTC), and what happens, in `key=value`. What a device or a server says may be part of it, so
+/// nothing in it reaches the terminal raw.
 pub fn note(text: &str) {
+    let text = printable(text);
     // A note that nobody can read is no reason to stop, as when stderr is a pipe that was closed.
     let now = OffsetDateTime::now_utc().truncate_to_second();
     let now = now.format(&Rfc3339).unwrap_or_default();
     let _ = writeln!(io::stderr(), "{now} plaintap relay: {text}");
+}
+
+/// Characters that a terminal would obey, or that can't be seen, as `\u{1b}`.
+fn printable(text: &str) -> String {
+    let mut all = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            '"' | '\'' | '\\' => all.push(char),
+            _ => all.extend(char.escape_debug()),
+        }
+    }
+    all
 }
 
 /// Relays all of `sources` until SIGINT or SIGTERM; `hangup` is called on SIGHUP. What is not acknowledged then is sent again by
@@ -172,8 +186,11 @@ pub fn run(
         let (context, shown, stream) = loop {
             tokio::select! {
                 begun = &mut begin => break begun?,
-                // The sources are read from the first on; for the end nobody has to wait for a server.
-                signal = signals.next() => if matches!(signal, Signal::End) { return Ok(()) },
+                // For the end nobody has to wait for a server.
+                signal = signals.next() => match signal {
+                    Signal::End => return Ok(()),
+                    Signal::Hangup => hangup(),
+                },
             }
         };
         note(&format!("connected to={shown} stream={}", target.stream));
@@ -291,4 +308,14 @@ async fn stream(context: &jetstream::Context, target: &Target, server: &str) -> 
         return Err(unfit("acknowledges nothing"));
     }
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_note_is_obeyed_by_a_terminal() {
+        assert_eq!(printable("a \"b\" é \x1b[2J\r\n\u{202e}"), "a \"b\" é \\u{1b}[2J\\r\\n\\u{202e}");
+    }
 }

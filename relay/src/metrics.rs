@@ -126,6 +126,20 @@ impl Metrics {
         }
     }
 
+    /// Nothing is told of a device any more.
+    pub fn remove(&self, name: &str) {
+        let label = Label { device: name.to_owned() };
+        self.connected.remove(&label);
+        self.last_seq.remove(&label);
+        self.queued.remove(&label);
+        self.lag.remove(&label);
+        self.gaps.remove(&label);
+        self.missed.remove(&label);
+        self.messages.remove(&label);
+        self.bytes.remove(&label);
+        self.publish.remove(&label);
+    }
+
     /// All of it, as Prometheus reads it.
     fn text(&self) -> String {
         let mut text = String::new();
@@ -199,12 +213,13 @@ impl Gauges {
         self.publish.observe(after.as_secs_f64());
         self.messages.inc();
         self.bytes.inc_by(message.body.len() as u64);
-        if message.seq > 0 {
+        if message.seq > 0 && message.gap == 0 {
             self.last_seq.set(message.seq);
         }
         if message.gap > 0 {
             self.gaps.inc();
-            self.missed.inc_by(message.gap);
+            // A device may say that any number is missing, and a counter that goes down is read as one that began anew.
+            self.missed.inc_by(message.gap.min(u64::MAX - self.missed.get()));
         }
         if let Some(about) = &message.about {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,7 +1,9 @@
 //! What a stream's messages are to the relay: which run they are of, which have been sent before, and which are missing.
 
+use std::mem;
+
 use bytes::Bytes;
-use plaintap_proto::{LogEntry, LogType, log_entry::Payload};
+use plaintap_proto::{Heartbeat, LogEntry, LogType, log_entry::Payload};
 use prost::Message;
 
 use crate::subject::{Kind, header_text};
@@ -20,7 +22,7 @@ pub struct Place {
 pub struct Outgoing {
     /// What it is.
     pub kind: Kind,
-    /// Its number in its run; 0: it has none.
+    /// Its number in its run, or where it says that messages are missing, the last of theirs; 0: it has none.
     pub seq: u64,
     /// Where the device's stream is once this is sent.
     pub place: Place,
@@ -33,20 +35,13 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A line in the device's log that says how many messages are missing at a place, and perhaps why.
-    pub fn gap(place: Place, messages: u64, why: &str) -> Self {
-        let Place { run, seq } = &place;
-        let line = format!("relay gap missed_messages={messages} run={run} after_seq={seq}{why}");
+    /// A line in the device's log that says how many messages are missing up to number `seq`, and perhaps why.
+    pub fn gap(seq: u64, place: Place, messages: u64, why: &str) -> Self {
+        let run = &place.run;
+        let line = format!("relay gap missed_messages={messages} run={run} up_to_seq={seq}{why}");
         let entry =
             LogEntry { log_type: LogType::ProcessLog.into(), seq: 0, payload: Some(Payload::RunLog(line)) };
-        Self {
-            kind: Kind::Log,
-            seq: 0,
-            gap: messages,
-            about: None,
-            body: entry.encode_to_vec().into(),
-            place,
-        }
+        Self { kind: Kind::Log, seq, gap: messages, about: None, body: entry.encode_to_vec().into(), place }
     }
 
     /// Whether the device's stream is at this message once it is sent. Lines that come ahead of what is between are sent again by
@@ -69,8 +64,21 @@ pub struct About {
     pub timestamp: i64,
 }
 
-/// Of the lines that a server sends before it names its run, as many are kept as the largest server keeps.
+/// Of the lines that a server sends before it names its run, so many are kept, of so many bytes: the largest server keeps 512,
+/// our own 64 KiB.
 const MOST_WAITING: usize = 512;
+const MOST_WAITING_BYTES: usize = 1 << 20;
+
+/// What a device sends that is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Rubbish {
+    /// Other bytes than a message's.
+    #[error("it is no LogEntry: {0}")]
+    Undecodable(#[from] prost::DecodeError),
+    /// Lines that might be of any run.
+    #[error("more lines than a server keeps, and no heartbeat that names the run")]
+    Nameless,
+}
 
 /// Follows a device's stream over its connections.
 #[derive(Debug)]
@@ -79,17 +87,24 @@ pub struct Track {
     /// Numbers tell what is missing: nothing is left out on purpose.
     whole: bool,
     /// What came since there was a connection, until a heartbeat says which run it is of.
-    waiting: Option<Vec<(LogEntry, Bytes)>>,
+    waiting: Option<Waiting>,
     /// The numbers of lines beyond the place that came before that heartbeat: they are not missing.
     ahead: Vec<u64>,
     /// What this connection has missed so far, by its heartbeats.
     missed: u64,
 }
 
+/// Lines and their bytes.
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: Vec<(LogEntry, Bytes)>,
+    bytes: usize,
+}
+
 impl Track {
     /// Goes on behind `place`. With `whole` the stream has no filter, and each hole in its numbers is a loss.
     pub fn new(place: Place, whole: bool) -> Self {
-        Self { place, whole, waiting: Some(Vec::new()), ahead: Vec::new(), missed: 0 }
+        Self { place, whole, waiting: Some(Waiting::default()), ahead: Vec::new(), missed: 0 }
     }
 
     /// The place of what came last.
@@ -99,13 +114,13 @@ impl Track {
 
     /// There is a new connection.
     pub fn connected(&mut self) {
-        self.waiting = Some(Vec::new());
+        self.waiting = Some(Waiting::default());
         self.ahead.clear();
         self.missed = 0;
     }
 
-    /// Takes a message, and returns what is to be sent now. `Err`: it is no `LogEntry`.
-    pub fn take(&mut self, body: Bytes) -> Result<Vec<Outgoing>, prost::DecodeError> {
+    /// Takes a message, and returns what is to be sent now.
+    pub fn take(&mut self, body: Bytes) -> Result<Vec<Outgoing>, Rubbish> {
         let entry = LogEntry::decode(body.clone())?;
         let mut out = Vec::new();
         match (&mut self.waiting, &entry.payload) {
@@ -117,7 +132,7 @@ impl Track {
                     self.place = Place { run, seq: 0 };
                 }
                 let start = self.place.seq;
-                for (entry, body) in waiting {
+                for (entry, body) in waiting.lines {
                     self.ahead.extend(Some(entry.seq).filter(|seq| *seq > start));
                     self.send(&entry, body, &mut out, false);
                     // What stood between these lines is still to come, or is told as missing by the next message.
@@ -126,30 +141,49 @@ impl Track {
                         last.place.seq = start;
                     }
                 }
-                self.missed = heartbeat.missed_messages;
+                self.heartbeat(heartbeat, &mut out);
                 self.send(&entry, body, &mut out, false);
             }
             // A server that numbers and names nothing.
             (Some(_), Some(Payload::EventPayload(_))) => {
                 let waiting = self.waiting.take().unwrap_or_default();
-                for (entry, body) in waiting {
+                for (entry, body) in waiting.lines {
                     self.send(&entry, body, &mut out, false);
                 }
                 self.send(&entry, body, &mut out, true);
             }
-            (Some(waiting), _) if waiting.len() < MOST_WAITING => waiting.push((entry, body)),
-            _ => {
-                if let Some(Payload::HeartbeatPayload(heartbeat)) = &entry.payload {
-                    let more = heartbeat.missed_messages.saturating_sub(self.missed);
-                    self.missed = heartbeat.missed_messages;
-                    if more > 0 && !self.whole {
-                        out.push(self.gap(more));
-                    }
+            (Some(waiting), _) => {
+                waiting.bytes += body.len();
+                if waiting.lines.len() >= MOST_WAITING || waiting.bytes > MOST_WAITING_BYTES {
+                    return Err(Rubbish::Nameless);
+                }
+                waiting.lines.push((entry, body));
+            }
+            (None, payload) => {
+                if let Some(Payload::HeartbeatPayload(heartbeat)) = payload {
+                    self.heartbeat(heartbeat, &mut out);
                 }
                 self.send(&entry, body, &mut out, true);
             }
         }
         Ok(out)
+    }
+
+    /// What a heartbeat says of a stream whose numbers don't tell: how far it is, what was left out on purpose counted, and what is
+    /// missing of it.
+    fn heartbeat(&mut self, heartbeat: &Heartbeat, out: &mut Vec<Outgoing>) {
+        let more = heartbeat.missed_messages.saturating_sub(self.missed);
+        self.missed = heartbeat.missed_messages;
+        if self.whole {
+            return;
+        }
+        let after = self.place.seq;
+        if header_text(&heartbeat.run_id) == self.place.run {
+            self.place.seq = after.max(heartbeat.last_seq);
+        }
+        if more > 0 {
+            out.push(self.gap(after, more));
+        }
     }
 
     /// Sends a message unless it was sent before; what is missing before it is told first.
@@ -162,7 +196,9 @@ impl Track {
             let between = self.ahead.iter().filter(|line| (self.place.seq + 1..seq).contains(line)).count();
             let hole = (seq - self.place.seq - 1).saturating_sub(between as u64);
             if hole > 0 && self.whole && !self.place.run.is_empty() {
-                out.push(self.gap(hole));
+                // Whoever goes on from here knows of it: the place is behind it.
+                let after = mem::replace(&mut self.place.seq, seq - 1);
+                out.push(self.gap(after, hole));
             }
         }
         self.place.seq = self.place.seq.max(seq);
@@ -182,15 +218,17 @@ impl Track {
         out.push(Outgoing { kind, seq, place: self.place.clone(), gap: 0, about, body });
     }
 
-    /// Says that messages are missing here.
-    fn gap(&self, messages: u64) -> Outgoing {
-        Outgoing::gap(self.place.clone(), messages, "")
+    /// Says that messages are missing behind number `after`, up to our place.
+    fn gap(&self, after: u64, messages: u64) -> Outgoing {
+        // The numbers of lines that came ahead are those lines'.
+        let last = (after + 1..=self.place.seq).rev().find(|seq| !self.ahead.contains(seq));
+        Outgoing::gap(last.unwrap_or(0), self.place.clone(), messages, "")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use plaintap_proto::{Event, Heartbeat};
+    use plaintap_proto::Event;
     use proptest::prelude::*;
 
     use super::*;
@@ -249,7 +287,7 @@ mod tests {
             [
                 (Kind::Heartbeat, 0, 5, 0),
                 (Kind::Event, 6, 6, 0),
-                (Kind::Log, 0, 6, 2),
+                (Kind::Log, 8, 8, 2),
                 (Kind::Event, 9, 9, 0)
             ]
         );
@@ -264,7 +302,7 @@ mod tests {
             [
                 (Kind::Log, 7, 5, 0),
                 (Kind::Heartbeat, 0, 5, 0),
-                (Kind::Log, 0, 5, 3),
+                (Kind::Log, 9, 9, 3),
                 (Kind::Event, 10, 10, 0)
             ]
         );
@@ -289,17 +327,41 @@ mod tests {
     #[test]
     fn a_filtered_stream_tells_only_what_its_heartbeats_say() {
         let mut track = Track::new(place("r", 5), false);
-        let out = taken(&mut track, &[heartbeat("r", 3), event(9), heartbeat("r", 3), heartbeat("r", 7)]);
+        let heartbeat = |last_seq, missed_messages| {
+            let heartbeat = Heartbeat { run_id: "r".into(), last_seq, missed_messages, ..Default::default() };
+            bytes(0, Payload::HeartbeatPayload(heartbeat))
+        };
+        let out = taken(&mut track, &[heartbeat(8, 3), event(12), heartbeat(20, 3), heartbeat(30, 7)]);
         assert_eq!(
             out,
             [
-                (Kind::Heartbeat, 0, 5, 0),
-                (Kind::Event, 9, 9, 0),
-                (Kind::Heartbeat, 0, 9, 0),
-                (Kind::Log, 0, 9, 4),
-                (Kind::Heartbeat, 0, 9, 0)
+                // The journal went on while nobody was there.
+                (Kind::Log, 8, 8, 3),
+                (Kind::Heartbeat, 0, 8, 0),
+                (Kind::Event, 12, 12, 0),
+                // What the filter left out is behind us.
+                (Kind::Heartbeat, 0, 20, 0),
+                (Kind::Log, 30, 30, 4),
+                (Kind::Heartbeat, 0, 30, 0)
             ]
         );
+        // Of another connection, which begins to count anew.
+        track.connected();
+        assert_eq!(taken(&mut track, &[heartbeat(30, 2)])[0], (Kind::Log, 0, 30, 2));
+    }
+
+    #[test]
+    fn lines_of_no_known_run_are_kept_up_to_a_bound() {
+        let mut track = Track::new(place("r", 5), true);
+        for seq in 1..=512 {
+            assert_eq!(track.take(line(seq)).unwrap(), []);
+        }
+        assert!(matches!(track.take(line(513)), Err(Rubbish::Nameless)));
+        assert_eq!(track.place(), &place("r", 5));
+        assert_eq!(taken(&mut track, &[heartbeat("new", 0)]).len(), 513);
+        track.connected();
+        let large = || bytes(0, Payload::RunLog("a".repeat(1 << 19)));
+        assert!(track.take(large()).is_ok() && track.take(large()).is_err());
     }
 
     #[test]
@@ -339,8 +401,7 @@ mod tests {
                 for out in track.take(bytes).unwrap_or_default() {
                     let same_run = out.place.run == last.run;
                     prop_assert!(!same_run || out.place.seq >= last.seq, "{out:?} behind {last:?}");
-                    prop_assert!(!same_run || !out.moves() || out.seq > last.seq, "{out:?} again, behind {last:?}");
-                    prop_assert!(out.gap == 0 || !out.moves(), "{out:?}");
+                    prop_assert!(!same_run || !out.moves() || out.place.seq > last.seq, "{out:?} again, behind {last:?}");
                     last = out.place;
                 }
             }

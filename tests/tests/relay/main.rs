@@ -175,6 +175,27 @@ fn a_server_that_is_killed_under_load_and_started_again_has_all_of_it_once() -> 
 }
 
 #[test]
+fn what_has_no_number_is_not_stored_once_for_each_attempt_of_an_outage() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let relay = scene.relay()?;
+    scene.load(1)?;
+    scene.is_stored()?;
+    scene.nats.kill()?;
+    relay.stderr.wait_for(0, "a sign of life to wait", |line| line.contains("waits device=dev-1"))?;
+    // Time for attempts.
+    thread::sleep(Duration::from_secs(12));
+    scene.nats.start_again()?;
+    relay.stderr.wait_for(0, "it to go on", |line| line.contains("stores again device=dev-1"))?;
+    let mut all = BTreeMap::<Vec<u8>, u32>::new();
+    for message in scene.nats.stored()? {
+        *all.entry(message.body).or_default() += 1;
+    }
+    // One may have been stored by a server whose answer was lost.
+    ensure!(all.values().all(|times| *times <= 2), "{:?}", all.values());
+    Ok(())
+}
+
+#[test]
 fn a_relay_that_is_killed_under_load_goes_on_where_it_was_with_nothing_twice() -> Result<()> {
     let mut scene = Scene::set()?;
     for _ in 0..3 {
@@ -343,6 +364,18 @@ fn what_is_larger_than_the_server_takes_is_told_as_a_gap_and_holds_nothing_up() 
     let mut scene = Scene::set()?;
     let config = scene.nats.file("nats.conf", "max_payload: 16384")?;
     scene.nats = Nats::start(&["--config", &config])?;
+    leaves_out_what_is_large(scene, "because=max_payload")
+}
+
+#[test]
+fn what_is_larger_than_the_stream_takes_is_told_as_a_gap_and_holds_nothing_up() -> Result<()> {
+    let scene = Scene::set()?;
+    let stream = stream(50_000_000).replace("\"max_age\"", "\"max_msg_size\":11500,\"max_age\"");
+    scene.nats.api("STREAM.CREATE.PLAINTAP", &stream)?;
+    leaves_out_what_is_large(scene, "because=max_msg_size")
+}
+
+fn leaves_out_what_is_large(mut scene: Scene, because: &str) -> Result<()> {
     let _relay = scene.relay()?;
     for (size, seed) in [(1000, 1), (16 << 10, 2), (2000, 3)] {
         scene.driver.write(Side::Client, size, seed)?;
@@ -363,7 +396,43 @@ fn what_is_larger_than_the_server_takes_is_told_as_a_gap_and_holds_nothing_up() 
     }
     let gaps: Vec<_> = stored.iter().filter(|message| message.header("Plaintap-Gap") == Some("1")).collect();
     ensure!(gaps.len() == large.len(), "{gaps:?}");
-    ensure!(gaps.iter().all(|gap| String::from_utf8_lossy(&gap.body).contains("because=max_payload")));
+    ensure!(gaps.iter().all(|gap| String::from_utf8_lossy(&gap.body).contains(because)));
+    Ok(())
+}
+
+#[test]
+fn what_a_filtered_source_missed_while_nobody_was_there_is_told_as_a_gap() -> Result<()> {
+    let mut scene = Scene::with_a_small_journal()?;
+    let url = format!("{}?pid=1", scene.agent.url);
+    let filtered = || relay(&[("dev-1", &url)], &scene.nats.url);
+    let gaps = |scene: &Scene| -> Result<u64> {
+        let stored = scene.nats.stored()?;
+        let gaps = stored.iter().filter_map(|message| message.header("Plaintap-Gap"));
+        Ok(gaps.map(str::parse::<u64>).sum::<Result<u64, _>>()?)
+    };
+    let place = |scene: &Scene| -> Result<u64> {
+        let stored = scene.nats.stored()?;
+        let places = stored.iter().filter_map(|message| message.header("Plaintap-Place"));
+        Ok(places.map(str::parse::<u64>).collect::<Result<Vec<_>, _>>()?.into_iter().max().unwrap_or(0))
+    };
+    let mut first = filtered()?;
+    first.stderr.wait_for(0, "the source", |line| line.contains("source is there"))?;
+    until("a sign of life", || Ok((place(&scene)? > 0).then_some(())))?;
+    first.signal(Signal::SIGKILL)?;
+    first.wait()?;
+    let before = place(&scene)?;
+    // One that comes back at once has missed nothing, whatever the filter left out.
+    let second = filtered()?;
+    second.stderr.wait_for(0, "the source", |line| line.contains("source is there"))?;
+    drop(second);
+    for seed in 0..400 {
+        scene.driver.write(Side::Client, 4096, seed)?;
+    }
+    ensure!(gaps(&scene)? == 0, "a gap was told");
+    let third = filtered()?;
+    third.stderr.wait_for(0, "the source", |line| line.contains("source is there"))?;
+    until("the gap to be told", || Ok((gaps(&scene)? > 100).then_some(())))?;
+    ensure!(place(&scene)? >= before + gaps(&scene)?, "it would be told again");
     Ok(())
 }
 
@@ -400,7 +469,14 @@ fn a_second_relay_for_a_device_stays_back() -> Result<()> {
         }
     }
     ensure!(back(&first) != back(&second), "one of them stays back");
-    scene.is_stored().map(drop)
+    scene.is_stored()?;
+    // The other has nothing to store now but signs of life, every 15 s, and is no less there for that.
+    thread::sleep(Duration::from_secs(70));
+    let begun = |relay: &Process| {
+        relay.stderr.all().iter().filter(|line| line.contains("goes on device=dev-1")).count()
+    };
+    ensure!((begun(&first), begun(&second)) == (1, 1), "{:#?}", second.stderr.all());
+    Ok(())
 }
 
 #[test]

@@ -161,3 +161,18 @@ fn the_users_of_the_documentation_may_relay_and_read_and_no_more() -> Result<()>
     })?;
     Ok(())
 }
+
+#[test]
+fn a_server_that_speaks_no_tls_gets_nothing_where_tls_is_asked_for() -> Result<()> {
+    let scene = Scene::set()?;
+    let folder = TempDir::new()?;
+    certificates(folder.path())?;
+    let authority = folder.path().join("ca.pem");
+    let mut command = command(&[("dev-1", &scene.agent.url)], &scene.nats.url)?;
+    let mut relay = Process::start(command.arg("--tls-ca").arg(authority))?;
+    let status = relay.wait()?;
+    let said = relay.stderr.to_the_end()?;
+    ensure!(status.code() == Some(1) && said.len() == 1, "{status}: {said:?}");
+    ensure!(said[0].contains("no connection to"), "{said:?}");
+    Ok(())
+}
