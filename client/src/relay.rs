@@ -218,10 +218,9 @@ fn track(news: &mpsc::Sender<News>) {
             server.ensure()?;
             // What it tells has no ports in it, and they are asked for.
             server.track(|_| {
-                if let Ok(devices) = server.devices() {
-                    // Nobody listens at the process's end.
-                    let _ = news.send(News::Devices(devices));
-                }
+                // Nobody listens at the process's end.
+                let _ = news.send(News::Devices(server.devices()?));
+                Ok(())
             })
         });
         let Err(error) = tracked;

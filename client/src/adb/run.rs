@@ -178,6 +178,7 @@ fn forward(begun: &Arc<Mutex<Option<Begun>>>, serial: &str, port: u16, place: &s
                 {
                     let _ = server.forward(&serial, port, &place);
                 }
+                Ok(())
             });
             drop(ended);
             thread::sleep(AWAY);

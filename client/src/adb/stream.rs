@@ -78,19 +78,26 @@ impl Stream {
                 Ok(0) => return Ok(false),
                 Ok(more) => filled += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Unix says the one, Windows the other.
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Ok(false);
-                }
+                Err(error) if is_timeout(&error) => return Ok(false),
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(true)
     }
 
-    /// Has reading wait as long as it takes.
-    pub fn wait_without_end(&mut self) -> Result<(), Error> {
-        Ok(self.socket.set_read_timeout(None)?)
+    /// Waits until there is something to read, be it the end; `false`: nothing came for so long.
+    pub fn wait(&mut self, patience: Duration) -> Result<bool, Error> {
+        self.socket.set_read_timeout(Some(patience))?;
+        let came = loop {
+            match self.socket.peek(&mut [0]) {
+                Ok(_) => break true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_timeout(&error) => break false,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(came)
     }
 
     /// Sends bytes as they are.
@@ -102,6 +109,11 @@ impl Stream {
     pub fn into_inner(self) -> TcpStream {
         self.socket
     }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    // Unix says the one, Windows the other.
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// Enough of a request to know it by.
@@ -117,6 +129,20 @@ mod tests {
     use std::{net::TcpListener, thread};
 
     use super::*;
+
+    #[test]
+    fn silence_is_told_from_words_and_from_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = Stream::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        assert!(!stream.wait(Duration::from_millis(20)).unwrap());
+        server.write_all(b"0002ab").unwrap();
+        assert!(stream.wait(PATIENCE).unwrap());
+        assert_eq!(stream.text().unwrap(), "ab");
+        drop(server);
+        assert!(stream.wait(PATIENCE).unwrap());
+        assert!(matches!(stream.text(), Err(Error::Broken(_))));
+    }
 
     /// What a stream makes of an answer to "host:version".
     fn told(answer: &'static [u8]) -> Result<String, Error> {
