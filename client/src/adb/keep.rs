@@ -49,14 +49,15 @@ impl Pinned {
         Address::device_at(serial.to_owned(), self.place.clone())
     }
 
-    /// Sees to it that just this program runs on the device, with just these flags.
+    /// Sees to it that just this program runs on the device, with just these flags. It says nothing by itself, and waits for
+    /// no device.
     pub fn keep(&self, serial: &str) -> Result<Kept, Error> {
         let server = Server::find()?;
         server.ensure()?;
-        let device = Device::find(server, serial)?;
+        let device = Device { serial: server.choose(serial)?, server };
         let facts = device.facts()?;
         let (_, program) = device::program(self.program.as_ref(), &facts.machine)?;
-        let root = device.root(&facts)?;
+        let root = device.root(&facts, |_| ())?;
         let path = format!("{}/plaintapd", facts.folder);
         let installed = device.install(&program, &path)?;
         if !installed && self.runs(&device, root, &path)? {

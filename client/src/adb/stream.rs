@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Error;
+use super::{Error, said};
+use crate::text;
 
 /// How long the server may think about a request; the device's own answers have deadlines of their own.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,7 +33,7 @@ impl Stream {
     pub fn ask(&mut self, request: &str) -> Result<(), Error> {
         // A longer request has no length: it would take a fifth digit.
         let length = u16::try_from(request.len()).map_err(|_| Error::Refused {
-            request: abridged(request),
+            request: known_by(request),
             answer: "it is longer than 65,535 bytes".to_owned(),
         })?;
         self.socket.write_all(format!("{length:04x}{request}").as_bytes())?;
@@ -45,7 +46,7 @@ impl Stream {
         self.socket.read_exact(&mut answer)?;
         match &answer {
             b"OKAY" => Ok(()),
-            b"FAIL" => Err(Error::Refused { request: abridged(request), answer: self.text()? }),
+            b"FAIL" => Err(Error::Refused { request: known_by(request), answer: said(&self.text()?) }),
             other => Err(Error::Wrong(format!("it says {:?}", String::from_utf8_lossy(other)))),
         }
     }
@@ -117,11 +118,8 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 /// Enough of a request to know it by.
-fn abridged(request: &str) -> String {
-    match request.char_indices().nth(60) {
-        Some((end, _)) => format!("{}...", &request[..end]),
-        None => request.to_owned(),
-    }
+fn known_by(request: &str) -> String {
+    text::abridged(request, 60)
 }
 
 #[cfg(test)]
