@@ -140,6 +140,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the device is away: nothing was asked of it.
+    #[cfg(feature = "relay")]
+    pub fn is_away(&self) -> bool {
+        matches!(
+            self,
+            Self::NoServer(..)
+                | Self::NoDevice
+                | Self::Unknown(..)
+                | Self::Unauthorized(_)
+                | Self::NotReady { .. }
+        )
+    }
+
     /// Whether waiting may help: a device that is away may come back.
     pub fn may_pass(&self) -> bool {
         !matches!(self, Self::Environment { .. } | Self::NoProgram(_) | Self::Several(_) | Self::Wrong(_))

@@ -43,6 +43,11 @@ impl Entry {
     pub fn port(&self) -> Option<&str> {
         self.about.split_whitespace().next().filter(|word| word.starts_with("usb:"))
     }
+
+    /// Whether that names it: its serial number, or its port.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.serial == name || self.port() == Some(name)
+    }
 }
 
 impl Server {
@@ -213,7 +218,7 @@ fn choose(all: Vec<Entry>, serial: &str) -> Result<String, Error> {
             _ => return Err(Error::Several(serials(&all))),
         }
     } else {
-        let found = all.iter().find(|entry| entry.serial == serial || entry.port() == Some(serial));
+        let found = all.iter().find(|entry| entry.is_called(serial));
         found.ok_or_else(|| Error::Unknown(serial.to_owned(), serials(&all)))?
     };
     let serial = if serial.is_empty() { device.serial.clone() } else { serial.to_owned() };
