@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     adb::Entry,
-    address::{Address, Way, WrongAddress},
+    address::{Address, Way, WrongAddress, without_secrets},
 };
 
 /// The serial number that stands for all devices.
@@ -66,9 +66,9 @@ impl FromStr for From {
             Way::Tcp { .. } => address.authority(),
         };
         match named {
-            Some(_) if own == ALL => Err(WrongSource::NamedAll(text.to_owned())),
+            Some(_) if own == ALL => Err(WrongSource::NamedAll(without_secrets(text))),
             Some((name, _)) => Ok(Self { name: name.to_owned(), address }),
-            None if own.is_empty() => Err(WrongSource::Nameless(text.to_owned())),
+            None if own.is_empty() => Err(WrongSource::Nameless(without_secrets(text))),
             None => Ok(Self { name: own, address }),
         }
     }
@@ -241,8 +241,16 @@ mod tests {
             let error = stored.parse::<From>().unwrap_err().to_string();
             assert!(error.contains("stored in NATS already") && !error.contains("secret"), "{error}");
         }
-        for wrong in ["=ws://h/", "lab=h", "adb:", "lab=adb:*", "adb:?comm=a"] {
-            assert!(wrong.parse::<From>().is_err(), "{wrong}");
+        for wrong in [
+            "=ws://h/",
+            "lab=h?token=SECRET",
+            "lab=wss://h/?token=SECRET",
+            "adb:",
+            "lab=adb:*?token=SECRET",
+            "adb:?token=SECRET",
+        ] {
+            let error = wrong.parse::<From>().unwrap_err().to_string();
+            assert!(!error.contains("SECRET"), "{error}");
         }
     }
 
