@@ -190,11 +190,13 @@ impl Address {
         self.keys().any(|key| CHOICE.contains(&key))
     }
 
-    /// It, from all that the server still has, unless its query says where to start.
+    /// Whether its query says where to start.
+    pub fn says_where(&self) -> bool {
+        self.keys().any(|key| START.contains(&key))
+    }
+
+    /// It, from all that the server still has.
     pub fn with_backlog(&self) -> Self {
-        if self.keys().any(|key| START.contains(&key)) {
-            return self.clone();
-        }
         let joint = if self.path.contains('?') { '&' } else { '?' };
         Self { path: format!("{}{joint}backlog=all", self.path), ..self.clone() }
     }
@@ -306,15 +308,18 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_there_is_asked_for_unless_the_query_says_where_to_start() {
+    fn all_that_is_there_is_asked_for_beside_what_the_query_chooses() {
         for (text, path, chooses) in [
             ("ws://h/", "/?backlog=all", false),
             ("ws://h/x?comm=a", "/x?comm=a&backlog=all", true),
-            ("ws://h/?backlog=5", "/?backlog=5", false),
             ("adb:A?logs=0", "/?logs=0&backlog=all", true),
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!((address.with_backlog().path.as_str(), address.chooses()), (path, chooses), "{text}");
+            assert!(!address.says_where(), "{text}");
+        }
+        for text in ["ws://h/?backlog=5", "adb:A?comm=a&after=3", "ws+unix:/p?run=a"] {
+            assert!(text.parse::<Address>().unwrap().says_where(), "{text}");
         }
     }
 
