@@ -59,7 +59,8 @@ pub struct WrongAddress {
 impl WrongAddress {
     /// A text that is no address of a WebSocket server.
     pub fn new(text: &str, why: &str) -> Self {
-        Self { text: text.to_owned(), why: why.to_owned(), example: "ws://127.0.0.1:28257/ or adb:SERIAL" }
+        let example = "ws://127.0.0.1:28257/ or adb:SERIAL";
+        Self { text: without_secrets(text), why: why.to_owned(), example }
     }
 }
 
@@ -78,7 +79,7 @@ impl FromStr for Address {
             return match text.parse() {
                 Ok(wanted) => Ok(Self::over(Way::Nats(Box::new(wanted)))),
                 Err(why) => Err(WrongAddress {
-                    text: without_user(text),
+                    text: without_secrets(text),
                     why: why.to_string(),
                     example: "nats://127.0.0.1:4222/?device=NAME",
                 }),
@@ -189,11 +190,13 @@ impl Address {
         self.keys().any(|key| CHOICE.contains(&key))
     }
 
-    /// It, from all that the server still has, unless its query says where to start.
+    /// Whether its query says where to start.
+    pub fn says_where(&self) -> bool {
+        self.keys().any(|key| START.contains(&key))
+    }
+
+    /// It, from all that the server still has.
     pub fn with_backlog(&self) -> Self {
-        if self.keys().any(|key| START.contains(&key)) {
-            return self.clone();
-        }
         let joint = if self.path.contains('?') { '&' } else { '?' };
         Self { path: format!("{}{joint}backlog=all", self.path), ..self.clone() }
     }
@@ -210,16 +213,21 @@ impl Address {
     }
 }
 
-/// A URL without the users and passwords that may be in it.
-pub fn without_user(url: &str) -> String {
-    let (servers, query) =
-        url.split_once('?').map_or((url, ""), |(servers, _)| (servers, &url[servers.len()..]));
-    let bare = |one: &str| match (one.split_once("://"), one.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-        (None, Some((_, host))) => host.to_owned(),
-        _ => one.to_owned(),
+/// What a person typed as a URL, without what may be secret in it: users and passwords, and all that is asked for.
+pub fn without_secrets(text: &str) -> String {
+    // A relay's source has a name before it; what has more than that is part of a password or a query.
+    let scheme = text.find("://").filter(|at| !text[..*at].contains([':', '@', '?']));
+    let (scheme, rest) = text.split_at(scheme.map_or(0, |at| at + "://".len()));
+    let shown = match (rest.rfind('@'), rest.find('?')) {
+        // Is it a password with a ? in it, or a query with an @?
+        (Some(user), Some(query)) if query < user => "...",
+        (Some(user), _) => &rest[user + 1..],
+        _ => rest,
     };
-    servers.split(',').map(bare).collect::<Vec<_>>().join(",") + query
+    match shown.split_once('?') {
+        Some((place, _)) => format!("{scheme}{place}?..."),
+        None => format!("{scheme}{shown}"),
+    }
 }
 
 /// A byte as it may stand in a query.
@@ -300,15 +308,39 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_there_is_asked_for_unless_the_query_says_where_to_start() {
+    fn all_that_is_there_is_asked_for_beside_what_the_query_chooses() {
         for (text, path, chooses) in [
             ("ws://h/", "/?backlog=all", false),
             ("ws://h/x?comm=a", "/x?comm=a&backlog=all", true),
-            ("ws://h/?backlog=5", "/?backlog=5", false),
             ("adb:A?logs=0", "/?logs=0&backlog=all", true),
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!((address.with_backlog().path.as_str(), address.chooses()), (path, chooses), "{text}");
+            assert!(!address.says_where(), "{text}");
+        }
+        for text in ["ws://h/?backlog=5", "adb:A?comm=a&after=3", "ws+unix:/p?run=a"] {
+            assert!(text.parse::<Address>().unwrap().says_where(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_secret_of_what_was_typed_is_shown() {
+        for (text, shown) in [
+            ("h:1", "h:1"),
+            ("wss://h/x?token=SECRET", "wss://h/x?..."),
+            ("lab=wss://h/?token=SECRET", "lab=wss://h/?..."),
+            ("adb:A?token=SECRET", "adb:A?..."),
+            ("ws://u:SECRET@h/?token=SECRET", "ws://h/?..."),
+            ("nats://u:SEC,RET@h", "nats://h"),
+            ("nats://u:SEC?RET@h", "nats://..."),
+            ("ws://h/?token=SEC@RET", "ws://..."),
+            ("nats://SECRET@a:1,tls://u:SECRET@b:2", "nats://b:2"),
+            ("u:SECRET@h", "h"),
+            ("u:SEC://RET@h", "h"),
+            ("nats://u:SEC://RET@h", "nats://h"),
+            ("h?token=SEC://RET", "h?..."),
+        ] {
+            assert_eq!(without_secrets(text), shown);
         }
     }
 
@@ -318,7 +350,7 @@ mod tests {
         let address: Address = "nats://u:secret@h:1/?device=R5&backlog=all".parse().unwrap();
         assert_eq!(address.to_string(), "nats://h:1 device R5");
         let error = "nats://u:secret@h:1/?devise=R5".parse::<Address>().unwrap_err().to_string();
-        assert!(error.starts_with("\"nats://h:1/?devise=R5\" has an unknown key, \"devise\""), "{error}");
+        assert!(error.starts_with("\"nats://h:1/?...\" has an unknown key, \"devise\""), "{error}");
         assert!(error.ends_with("try nats://127.0.0.1:4222/?device=NAME"), "{error}");
     }
 
@@ -341,7 +373,6 @@ mod tests {
             "ws://h:x/",
             "ws://h:0/",
             "ws://h:65536/",
-            "ws://u@h/",
             "wss://h/",
             "http://h:1/",
             "h:1",
@@ -355,6 +386,12 @@ mod tests {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("{text:?} ")), "{error}");
             assert!(error.ends_with("try ws://127.0.0.1:28257/ or adb:SERIAL"), "{error}");
+        }
+        for text in
+            ["ws://u:SECRET@h/", "wss://h/?token=SECRET", "adb:a b?token=SECRET", "ws+unix:p?token=SECRET"]
+        {
+            let error = text.parse::<Address>().unwrap_err().to_string();
+            assert!(!error.contains("SECRET"), "{error}");
         }
     }
 }

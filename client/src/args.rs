@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 
 use crate::{
     adb::{AdbArgs, DoctorArgs},
-    address::{Address, without_user},
+    address::{Address, without_secrets},
     commands::{ExtcapArgs, GenerateArgs, InspectArgs, RecordArgs, ReplayArgs, ServeArgs},
     http::filter::Filter,
 };
@@ -164,11 +164,11 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
             "this plaintap has no relay; cargo build --release -p plaintap --features relay makes one that has".to_owned(),
         )),
         Err(exit) => {
-            let lines: Vec<&str> =
-                exit.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            // argh repeats what it can't read, and a password may be in it.
-            let secret = args.iter().filter(|arg| arg.contains('@'));
-            Err(UsageError(secret.fold(lines.join(" "), |line, arg| line.replace(arg, &without_user(arg)))))
+            // argh repeats what it can't read, and a password or a token may be in it.
+            let secret = args.iter().filter(|arg| arg.contains(['@', '?']));
+            let output = secret.fold(exit.output, |text, arg| text.replace(arg, &without_secrets(arg)));
+            let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            Err(UsageError(lines.join(" ")))
         }
     }
 }
@@ -223,10 +223,15 @@ mod tests {
     }
 
     #[test]
-    fn a_password_in_a_wrong_address_is_not_repeated() {
-        for line in
-            ["watch nats://u:secret@h/?x=1", "inspect ws://u:secret@h/", "watch --url=nats://u:secret@h"]
-        {
+    fn a_secret_in_a_wrong_address_is_not_repeated() {
+        for line in [
+            "watch nats://u:secret@h/?x=1",
+            "inspect ws://u:secret@h/",
+            "watch --url=nats://u:secret@h",
+            "watch wss://h/?token=secret",
+            "watch --url=ws://h/?token=secret",
+            "record adb:a;b?token=secret",
+        ] {
             let error = parsed(line).unwrap_err().to_string();
             assert!(!error.contains("secret"), "{error}");
         }

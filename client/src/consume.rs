@@ -143,7 +143,7 @@ fn stream<C: Consumer>(consumer: &Mutex<C>, follow: &mut Follow, address: &Addre
                 shown.and_then(|()| consumer.message(&bytes, entry.as_ref()))
             }
             Incoming::Message(message) => consumer.text(message.to_text().unwrap_or_default()),
-            Incoming::Idle => consumer.idle(),
+            Incoming::Idle | Incoming::StillDown(_) => consumer.idle(),
             Incoming::Down(why, delay) => {
                 follow.resume_after(seen.place());
                 let shown = consumer.idle();

@@ -22,11 +22,13 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 pub enum Incoming {
     /// A text or binary message.
     Message(Message),
-    /// Nothing more has come yet, or there is no connection yet: the next call waits.
+    /// Nothing more has come yet: the next call waits.
     Idle,
     /// There is no connection, for this reason; the next call waits this long and tries again. Said once for each new
     /// reason, not for each attempt.
     Down(String, Duration),
+    /// Another attempt has failed, for the same reason.
+    StillDown(String),
     /// There is a connection.
     Connected {
         /// It is not the first one.
@@ -109,7 +111,7 @@ impl Follow {
                         Err(error) => {
                             let why = note::chain(&error);
                             if why == self.told {
-                                return Ok(Incoming::Idle);
+                                return Ok(Incoming::StillDown(why));
                             }
                             self.told.clone_from(&why);
                             return Ok(Incoming::Down(why, self.delay));
@@ -140,6 +142,25 @@ impl Follow {
 }
 
 /// From half of it to all: many that lost one server don't come back as one.
-fn jittered(delay: Duration) -> Duration {
+pub fn jittered(delay: Duration) -> Duration {
     delay.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn each_attempt_that_fails_is_told_from_a_stream_without_news() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("ws://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        drop(listener);
+        let mut follow = Follow::new(address, true);
+        let Ok(Incoming::Down(first, _)) = follow.receive() else { panic!() };
+        for _ in 0..2 {
+            assert!(matches!(follow.receive(), Ok(Incoming::StillDown(why)) if why == first));
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! `plaintap relay`: the streams of devices into NATS JetStream, by the crate `plaintap-relay`.
 //!
 //! A thread owns which sources there are (`sources`), and tells the relay whenever that changes: on SIGHUP, and where `adb:*` is
-//! one, when a device comes or goes.
+//! one, when a device comes or goes. Each source has a thread of the relay's own, which reads a `stream`.
 
 mod sources;
+mod stream;
 
 use std::{
     collections::BTreeMap,
@@ -16,21 +17,20 @@ use std::{
 };
 
 use argh::{ArgsInfo, FromArgs};
-use plaintap_relay::{Incoming, Named, Source, Target, Wanted, connect, note};
-use tungstenite::Message;
+use plaintap_relay::{Named, Target, Wanted, connect, note};
 
 pub use sources::From;
 use sources::Sources;
+use stream::{Install, Keeper, Stream};
 
 use crate::{
-    adb::{Entry, Kept, Pinned, Server},
+    adb::{Entry, Pinned, Server},
     address::Address,
     commands::{Size, Span},
-    follow::{self, Follow},
     note::chain,
 };
 
-/// Between two attempts to reach an adb server that is gone, or a device that an agent is to be put on.
+/// Between two attempts to reach an adb server that is gone, or a device that is away.
 const AWAY: Duration = Duration::from_secs(2);
 
 /// Sends the streams of devices into NATS JetStream, until Ctrl-C, and keeps nothing itself.
@@ -218,10 +218,9 @@ fn track(news: &mpsc::Sender<News>) {
             server.ensure()?;
             // What it tells has no ports in it, and they are asked for.
             server.track(|_| {
-                if let Ok(devices) = server.devices() {
-                    // Nobody listens at the process's end.
-                    let _ = news.send(News::Devices(devices));
-                }
+                // Nobody listens at the process's end.
+                let _ = news.send(News::Devices(server.devices()?));
+                Ok(())
             })
         });
         let Err(error) = tracked;
@@ -236,110 +235,20 @@ fn track(news: &mpsc::Sender<News>) {
 
 fn named(all: BTreeMap<String, Address>, pinned: Option<&Arc<Pinned>>) -> Vec<Named> {
     let sources = all.into_iter().map(|(name, address)| {
-        let keeper = address.serial().zip(pinned).map(|(serial, pinned)| Keeper {
-            pinned: pinned.clone(),
-            serial: serial.to_owned(),
-            due: true,
-            told: String::new(),
+        let keeper = address.serial().zip(pinned).map(|(serial, pinned)| {
+            let install = Install { pinned: pinned.clone(), serial: serial.to_owned() };
+            (pinned.address(serial), Keeper::new(Arc::new(install), serial.to_owned()))
         });
-        let address = match &keeper {
-            Some(keeper) => Address { path: address.path, ..keeper.pinned.address(&keeper.serial) },
-            None => address,
+        let (address, keeper) = match keeper {
+            Some((there, keeper)) => (Address { path: address.path, ..there }, Some(keeper)),
+            None => (address, None),
         };
         Named {
             name,
             place: format!("{address}{}", address.path),
             whole: !address.chooses(),
-            open: Arc::new(move || {
-                Box::new(Stream {
-                    follow: Follow::new(address.with_backlog(), true),
-                    keeper: keeper.clone(),
-                    told: String::new(),
-                })
-            }),
+            open: Arc::new(move || Box::new(Stream::new(&address, keeper.clone()))),
         }
     });
     sources.collect()
-}
-
-/// A stream that goes on when its connection does not.
-struct Stream {
-    follow: Follow,
-    keeper: Option<Keeper>,
-    /// Why there is no connection.
-    told: String,
-}
-
-impl Source for Stream {
-    fn resume_after(&mut self, seq: u64, run: &str) {
-        self.follow.resume_after(Some((seq, run)));
-    }
-
-    fn receive(&mut self) -> Incoming {
-        if let Some(keeper) = &mut self.keeper
-            && let Some(instead) = keeper.keep()
-        {
-            return instead;
-        }
-        let why = match self.follow.receive() {
-            Ok(follow::Incoming::Message(Message::Binary(bytes))) => return Incoming::Message(bytes),
-            Ok(follow::Incoming::Message(_) | follow::Incoming::Idle) => return Incoming::Nothing,
-            Ok(follow::Incoming::Connected { .. }) => {
-                self.told.clear();
-                return Incoming::Connected;
-            }
-            Ok(follow::Incoming::Down(why, _)) => why,
-            // As where an agent lets nobody in: somebody may change that while the relay runs.
-            Err(error) => chain(&error),
-        };
-        self.keeper.iter_mut().for_each(|keeper| keeper.due = true);
-        if why == self.told {
-            return Incoming::Nothing;
-        }
-        self.told.clone_from(&why);
-        Incoming::Down(why)
-    }
-}
-
-/// Sees to it that the device has its agent, before each connection.
-#[derive(Clone)]
-struct Keeper {
-    pinned: Arc<Pinned>,
-    serial: String,
-    /// It has not been looked at since the last connection ended.
-    due: bool,
-    told: String,
-}
-
-impl Keeper {
-    /// Looks, if that is due; what to say instead of connecting, if the agent can't be had.
-    fn keep(&mut self) -> Option<Incoming> {
-        if !self.due {
-            return None;
-        }
-        match self.pinned.keep(&self.serial) {
-            Ok(kept) => {
-                self.due = false;
-                self.told.clear();
-                match kept {
-                    Kept::AsItWas => {}
-                    Kept::Started => note(&format!("started plaintapd serial={}", self.serial)),
-                    Kept::Installed => {
-                        note(&format!("installed and started plaintapd serial={}", self.serial))
-                    }
-                }
-                None
-            }
-            Err(error) => {
-                thread::sleep(AWAY);
-                let why = chain(&error);
-                Some(if why == self.told {
-                    Incoming::Nothing
-                } else {
-                    self.told.clone_from(&why);
-                    Incoming::Down(why)
-                })
-            }
-        }
-    }
 }

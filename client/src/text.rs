@@ -79,6 +79,14 @@ pub fn hex_dump(bytes: &[u8]) -> String {
     dump
 }
 
+/// `text`, or its first `most` characters and three dots.
+pub fn abridged(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 fn push(c: char, safe: &mut String) {
     match c {
         '\n' | '\r' | '\t' => safe.extend(c.escape_default()),
@@ -131,6 +139,12 @@ mod tests {
         assert!(!is_text(&(0..=255).collect::<Vec<u8>>()));
         assert!(!is_text(b"\x80\x80"));
         assert!(!is_text(b"\0\0\0\x04\x01\0\0\0\0"));
+    }
+
+    #[test]
+    fn a_text_is_cut_between_two_characters() {
+        assert_eq!(abridged("\u{20ac}\u{20ac}", 2), "\u{20ac}\u{20ac}");
+        assert_eq!(abridged("\u{20ac}\u{20ac}", 1), "\u{20ac}...");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Drives the built programs as black boxes, against real TLS libraries.
 //!
 //! Each module starts or watches one thing: [`agent`] the agent, [`driver`], [`program`] and [`bssl`] programs that speak TLS,
-//! [`stream`] a client of the agent, [`conversation`] what the client got of one connection. Every wait has a bound
+//! [`stream`] a client of the agent, [`adb`] a device that one is put on, [`conversation`] what the client got of one connection. Every wait has a bound
 //! and says what it waited for; whatever was started is ended, by its pid, when its value is dropped. A machine that
 //! lacks something ([`need`]) fails the tests: they are never skipped.
 
+pub mod adb;
 pub mod agent;
 pub mod bssl;
 pub mod conversation;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::{
     Error,
     device::{Device, Facts, Root, new_enough},
+    said,
     shell::{Piece, Shell, quoted, within},
 };
 
@@ -121,11 +122,11 @@ fn pid_in(said: &str) -> Option<u32> {
 }
 
 /// Why it did not start: its last words, and what its exit code means here. Source: docs/agent.md.
-fn not_started(facts: &Facts, code: u8, said: &str) -> Error {
+fn not_started(facts: &Facts, code: u8, log: &str) -> Error {
     let lines: Vec<&str> =
-        said.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("pid=")).collect();
+        log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("pid=")).collect();
     let error = lines.iter().rev().find_map(|line| line.strip_prefix("plaintapd: "));
-    let said = error.or(lines.last().copied()).map_or_else(|| format!("exit code {code}"), str::to_owned);
+    let said = error.or(lines.last().copied()).map_or_else(|| format!("exit code {code}"), said);
     let hint = match code {
         4 if !new_enough(&facts.kernel) => {
             format!(" (the device's kernel is {}, and plaintapd needs 5.10 or newer)", facts.kernel)
@@ -211,6 +212,8 @@ mod tests {
         let error = not_started(&facts, 4, said).to_string();
         assert!(error.contains("no ring buffer (the device's kernel is 4.19.1"), "{error}");
         assert!(not_started(&facts, 139, "pid=7\n").to_string().ends_with("exit code 139"));
+        let long = not_started(&facts, 3, &"x".repeat(60_000)).to_string();
+        assert!(long.ends_with("plaintap doctor)") && long.len() < 400, "{long}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Error, files,
+    Error, files, said,
     server::Server,
     shell::{self, Output, Shell, quoted, within},
 };
@@ -121,19 +121,20 @@ impl Device {
     /// What it is.
     pub fn facts(&self) -> Result<Facts, Error> {
         let asked = now();
-        let said = self.run("the device's shell", QUESTIONS, QUICK)?;
-        let facts = facts(&said.out, (asked + now()) / 2.0);
+        let output = self.run("the device's shell", QUESTIONS, QUICK)?;
+        let facts = facts(&output.out, (asked + now()) / 2.0);
         if facts.machine.is_empty() || facts.folder.is_empty() {
             return Err(Error::Failed {
                 what: "can't ask for the machine and a folder",
-                said: said.last_words(),
+                said: output.last_words(),
             });
         }
         Ok(facts)
     }
 
-    /// How commands become root. Asks the person at the phone, and has adbd restart on images that allow it.
-    pub fn root(&self, facts: &Facts) -> Result<Root, Error> {
+    /// How commands become root. Asks the person at the phone, and has adbd restart on images that allow it; both are told
+    /// before.
+    pub fn root(&self, facts: &Facts, tell: impl Fn(&str)) -> Result<Root, Error> {
         if self.is_root(Root::Already, QUICK)? {
             return Ok(Root::Already);
         }
@@ -142,7 +143,7 @@ impl Device {
             if self.is_root(Root::Su0, QUICK)? {
                 return Ok(Root::Su0);
             }
-            note(&format!("asking for root: if the phone asks, approve it there ({APPROVAL} s)"));
+            tell(&format!("asking for root: if the phone asks, approve it there ({APPROVAL} s)"));
             match self.is_root(Root::SuDashC, APPROVAL) {
                 Ok(true) => return Ok(Root::SuDashC),
                 Ok(false) => ", whose su says no",
@@ -152,7 +153,7 @@ impl Device {
             .clone_into(&mut why);
         }
         if facts.debuggable {
-            note("restarting the device's adbd as root (adb root)");
+            tell("restarting the device's adbd as root (adb root)");
             return self.restart_as_root();
         }
         Err(Error::NoRoot(self.serial.clone(), why))
@@ -231,9 +232,9 @@ fn facts(answers: &str, now: f64) -> Facts {
     for line in answers.lines() {
         let (name, value) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
         match name {
-            "machine" => facts.machine = value.to_owned(),
-            "kernel" => facts.kernel = value.to_owned(),
-            "android" => facts.android = value.to_owned(),
+            "machine" => facts.machine = said(value),
+            "kernel" => facts.kernel = said(value),
+            "android" => facts.android = said(value),
             "debuggable" => facts.debuggable = value == "1",
             // Whole seconds, cut: half of one more is the likeliest.
             "clock" => {

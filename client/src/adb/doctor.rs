@@ -80,7 +80,7 @@ impl Examination<'_> {
         let device = Device::find(server, serial)?;
         let facts = device.facts()?;
         self.facts(&device, &facts);
-        let root = device.root(&facts)?;
+        let root = device.root(&facts, note::note)?;
         (self.say)("ok", &format!("root: {}", root.how()));
         let path = self.program(&device, &facts)?;
         let serves = self.port(&device)?;

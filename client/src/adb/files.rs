@@ -1,10 +1,10 @@
 //! A file on its way to the device, by the sync protocol. Source: AOSP, packages/modules/adb, SYNC.TXT.
 
-use super::{Error, shell::within, stream::Stream};
+use super::{Error, said, shell::within, stream::Stream};
 
 /// The largest piece that the protocol allows.
 const PIECE: usize = 64 << 10;
-/// A device's refusal is shown up to here.
+/// A device's refusal is read up to here.
 const MOST: usize = 4 << 10;
 /// For the device to have written all of it to its storage.
 const PATIENCE: u64 = 60;
@@ -27,9 +27,9 @@ pub fn push(mut stream: Stream, path: &str, bytes: &[u8]) -> Result<(), Error> {
     match &word {
         b"OKAY" => Ok(()),
         b"FAIL" => {
-            let mut said = vec![0; length];
-            stream.fill(&mut said, within(5))?;
-            let said = String::from_utf8_lossy(&said).trim_end_matches('\0').to_owned();
+            let mut words = vec![0; length];
+            stream.fill(&mut words, within(5))?;
+            let said = said(String::from_utf8_lossy(&words).trim_end_matches('\0'));
             Err(Error::Failed { what: "can't write plaintapd", said })
         }
         other => Err(Error::Wrong(format!("it says {:?} to a file", String::from_utf8_lossy(other)))),

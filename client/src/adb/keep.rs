@@ -49,14 +49,15 @@ impl Pinned {
         Address::device_at(serial.to_owned(), self.place.clone())
     }
 
-    /// Sees to it that just this program runs on the device, with just these flags.
+    /// Sees to it that just this program runs on the device, with just these flags. It says nothing by itself, and waits for
+    /// no device.
     pub fn keep(&self, serial: &str) -> Result<Kept, Error> {
         let server = Server::find()?;
         server.ensure()?;
-        let device = Device::find(server, serial)?;
+        let device = Device { serial: server.choose(serial)?, server };
         let facts = device.facts()?;
         let (_, program) = device::program(self.program.as_ref(), &facts.machine)?;
-        let root = device.root(&facts)?;
+        let root = device.root(&facts, |_| ())?;
         let path = format!("{}/plaintapd", facts.folder);
         let installed = device.install(&program, &path)?;
         if !installed && self.runs(&device, root, &path)? {
@@ -73,8 +74,18 @@ impl Pinned {
         Ok(if installed { Kept::Installed } else { Kept::Started })
     }
 
+    /// How adb knows the device, if it can be used: another text once it was unplugged and came back.
+    pub fn plugged(&self, serial: &str) -> Option<String> {
+        let server = Server::find().ok()?;
+        let serial = server.choose(serial).ok()?;
+        let devices = server.devices().ok()?;
+        devices.into_iter().find(|entry| entry.is_called(&serial)).map(|entry| entry.about)
+    }
+
     fn runs(&self, device: &Device, root: Root, path: &str) -> Result<bool, Error> {
         let line = agent::command_line(device, root, path)?;
-        Ok(line.is_some_and(|line| line.split_first().is_some_and(|(_, flags)| flags == self.flags)))
+        let same = line.is_some_and(|line| line.split_first().is_some_and(|(_, flags)| flags == self.flags));
+        // It listens before all else. One that does no more is at its end: its half that serves goes first.
+        Ok(same && agent::listens(device, &self.place)?)
     }
 }

@@ -24,6 +24,8 @@ pub use keep::{Kept, Pinned};
 pub use run::{RunError, run};
 pub use server::{Entry, Server};
 
+use crate::text;
+
 /// Where the agent listens on the device, and `adb forward` leads by habit.
 pub const AGENT_PORT: u16 = 28257;
 
@@ -138,10 +140,28 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the device is away: nothing was asked of it.
+    #[cfg(feature = "relay")]
+    pub fn is_away(&self) -> bool {
+        matches!(
+            self,
+            Self::NoServer(..)
+                | Self::NoDevice
+                | Self::Unknown(..)
+                | Self::Unauthorized(_)
+                | Self::NotReady { .. }
+        )
+    }
+
     /// Whether waiting may help: a device that is away may come back.
     pub fn may_pass(&self) -> bool {
         !matches!(self, Self::Environment { .. } | Self::NoProgram(_) | Self::Several(_) | Self::Wrong(_))
     }
+}
+
+/// What a device says, as long as it may be in an error's sentence.
+fn said(words: &str) -> String {
+    text::abridged(words, 200)
 }
 
 fn others(all: &[String]) -> String {

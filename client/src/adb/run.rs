@@ -72,7 +72,7 @@ pub fn run(args: AdbArgs) -> Result<(), RunError> {
     note(&format!("{}: {system}kernel {}, {}", device.serial, facts.kernel, facts.machine));
     device::clock(facts.clock_ahead).iter().for_each(|words| note(words));
     let (_, program) = device::program(args.agent.as_ref(), &facts.machine)?;
-    let root = device.root(&facts)?;
+    let root = device.root(&facts, note)?;
     let path = format!("{}/plaintapd", facts.folder);
     if device.install(&program, &path)? {
         note(&format!("put plaintapd on the device ({} KiB, {path})", program.len() / 1024));
@@ -178,6 +178,7 @@ fn forward(begun: &Arc<Mutex<Option<Begun>>>, serial: &str, port: u16, place: &s
                 {
                     let _ = server.forward(&serial, port, &place);
                 }
+                Ok(())
             });
             drop(ended);
             thread::sleep(AWAY);

@@ -15,6 +15,8 @@ use super::{Error, stream::Stream};
 /// Source: AOSP, packages/modules/adb, adb.h, DEFAULT_ADB_PORT.
 const PORT: u16 = 5037;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// So long a server may have no news of its devices.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How long `adb start-server` may take: it waits for the server to be up.
 const START: Duration = Duration::from_secs(15);
 
@@ -40,6 +42,11 @@ impl Entry {
     /// The port that it is plugged into, as `usb:1-1.2`: a name for it where others have the same serial number.
     pub fn port(&self) -> Option<&str> {
         self.about.split_whitespace().next().filter(|word| word.starts_with("usb:"))
+    }
+
+    /// Whether that names it: its serial number, or its port.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.serial == name || self.port() == Some(name)
     }
 }
 
@@ -125,13 +132,15 @@ impl Server {
         Ok(self.ask("host:devices-l")?.lines().filter_map(entry).collect())
     }
 
-    /// Tells of all devices now and at each change, until the server ends.
-    pub fn track(&self, mut tell: impl FnMut(Vec<Entry>)) -> Result<Infallible, Error> {
-        let mut stream = self.connect()?;
-        stream.ask("host:track-devices")?;
-        stream.wait_without_end()?;
+    /// Tells of all devices now, at each change, and in between now and then, until the server ends or `tell` fails.
+    pub fn track(&self, mut tell: impl FnMut(Vec<Entry>) -> Result<(), Error>) -> Result<Infallible, Error> {
         loop {
-            tell(stream.text()?.lines().filter_map(entry).collect());
+            let mut stream = self.connect()?;
+            stream.ask("host:track-devices")?;
+            // One whose host is gone is as silent as one without news: it is asked anew.
+            while stream.wait(SILENCE)? {
+                tell(stream.text()?.lines().filter_map(entry).collect())?;
+            }
         }
     }
 
@@ -209,7 +218,7 @@ fn choose(all: Vec<Entry>, serial: &str) -> Result<String, Error> {
             _ => return Err(Error::Several(serials(&all))),
         }
     } else {
-        let found = all.iter().find(|entry| entry.serial == serial || entry.port() == Some(serial));
+        let found = all.iter().find(|entry| entry.is_called(serial));
         found.ok_or_else(|| Error::Unknown(serial.to_owned(), serials(&all)))?
     };
     let serial = if serial.is_empty() { device.serial.clone() } else { serial.to_owned() };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Error, stream::Stream};
+use super::{Error, said, stream::Stream};
 
 /// Of a command's output so many bytes are kept: what comes from a device is bounded.
 const MOST: usize = 256 << 10;
@@ -48,7 +48,7 @@ impl Output {
     pub fn last_words(&self) -> String {
         let mut lines =
             self.err.lines().chain(self.out.lines()).map(str::trim).filter(|line| !line.is_empty());
-        lines.next_back().map_or_else(|| format!("exit code {}", self.code), str::to_owned)
+        lines.next_back().map_or_else(|| format!("exit code {}", self.code), said)
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Error;
+use super::{Error, said};
+use crate::text;
 
 /// How long the server may think about a request; the device's own answers have deadlines of their own.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,7 +33,7 @@ impl Stream {
     pub fn ask(&mut self, request: &str) -> Result<(), Error> {
         // A longer request has no length: it would take a fifth digit.
         let length = u16::try_from(request.len()).map_err(|_| Error::Refused {
-            request: abridged(request),
+            request: known_by(request),
             answer: "it is longer than 65,535 bytes".to_owned(),
         })?;
         self.socket.write_all(format!("{length:04x}{request}").as_bytes())?;
@@ -45,7 +46,7 @@ impl Stream {
         self.socket.read_exact(&mut answer)?;
         match &answer {
             b"OKAY" => Ok(()),
-            b"FAIL" => Err(Error::Refused { request: abridged(request), answer: self.text()? }),
+            b"FAIL" => Err(Error::Refused { request: known_by(request), answer: said(&self.text()?) }),
             other => Err(Error::Wrong(format!("it says {:?}", String::from_utf8_lossy(other)))),
         }
     }
@@ -78,19 +79,26 @@ impl Stream {
                 Ok(0) => return Ok(false),
                 Ok(more) => filled += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Unix says the one, Windows the other.
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Ok(false);
-                }
+                Err(error) if is_timeout(&error) => return Ok(false),
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(true)
     }
 
-    /// Has reading wait as long as it takes.
-    pub fn wait_without_end(&mut self) -> Result<(), Error> {
-        Ok(self.socket.set_read_timeout(None)?)
+    /// Waits until there is something to read, be it the end; `false`: nothing came for so long.
+    pub fn wait(&mut self, patience: Duration) -> Result<bool, Error> {
+        self.socket.set_read_timeout(Some(patience))?;
+        let came = loop {
+            match self.socket.peek(&mut [0]) {
+                Ok(_) => break true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_timeout(&error) => break false,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(came)
     }
 
     /// Sends bytes as they are.
@@ -104,12 +112,14 @@ impl Stream {
     }
 }
 
+fn is_timeout(error: &io::Error) -> bool {
+    // Unix says the one, Windows the other.
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
 /// Enough of a request to know it by.
-fn abridged(request: &str) -> String {
-    match request.char_indices().nth(60) {
-        Some((end, _)) => format!("{}...", &request[..end]),
-        None => request.to_owned(),
-    }
+fn known_by(request: &str) -> String {
+    text::abridged(request, 60)
 }
 
 #[cfg(test)]
@@ -117,6 +127,20 @@ mod tests {
     use std::{net::TcpListener, thread};
 
     use super::*;
+
+    #[test]
+    fn silence_is_told_from_words_and_from_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = Stream::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        assert!(!stream.wait(Duration::from_millis(20)).unwrap());
+        server.write_all(b"0002ab").unwrap();
+        assert!(stream.wait(PATIENCE).unwrap());
+        assert_eq!(stream.text().unwrap(), "ab");
+        drop(server);
+        assert!(stream.wait(PATIENCE).unwrap());
+        assert!(matches!(stream.text(), Err(Error::Broken(_))));
+    }
 
     /// What a stream makes of an answer to "host:version".
     fn told(answer: &'static [u8]) -> Result<String, Error> {

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     adb::Entry,
-    address::{Address, Way, WrongAddress},
+    address::{Address, Way, WrongAddress, without_secrets},
 };
 
 /// The serial number that stands for all devices.
@@ -35,6 +35,11 @@ pub enum WrongSource {
     /// It leads to where a relay would send it.
     #[error("{0} is stored in NATS already, where a stream can have another as its source or mirror")]
     Stored(Address),
+    /// What is missing would be told of messages that nobody wants.
+    #[error(
+        "{0} is asked for all that it still has, and goes on behind what is stored: leave out backlog, after and run"
+    )]
+    Start(Address),
     /// All devices can't have one name.
     #[error("{0:?}: devices of adb:* are called by their serial numbers; leave the name out")]
     NamedAll(String),
@@ -66,9 +71,10 @@ impl FromStr for From {
             Way::Tcp { .. } => address.authority(),
         };
         match named {
-            Some(_) if own == ALL => Err(WrongSource::NamedAll(text.to_owned())),
+            _ if address.says_where() => Err(WrongSource::Start(address)),
+            Some(_) if own == ALL => Err(WrongSource::NamedAll(without_secrets(text))),
             Some((name, _)) => Ok(Self { name: name.to_owned(), address }),
-            None if own.is_empty() => Err(WrongSource::Nameless(text.to_owned())),
+            None if own.is_empty() => Err(WrongSource::Nameless(without_secrets(text))),
             None => Ok(Self { name: own, address }),
         }
     }
@@ -241,8 +247,20 @@ mod tests {
             let error = stored.parse::<From>().unwrap_err().to_string();
             assert!(error.contains("stored in NATS already") && !error.contains("secret"), "{error}");
         }
-        for wrong in ["=ws://h/", "lab=h", "adb:", "lab=adb:*", "adb:?comm=a"] {
-            assert!(wrong.parse::<From>().is_err(), "{wrong}");
+        for wrong in [
+            "=ws://h/",
+            "lab=h?token=SECRET",
+            "lab=wss://h/?token=SECRET",
+            "adb:",
+            "lab=adb:*?token=SECRET",
+            "adb:?token=SECRET",
+        ] {
+            let error = wrong.parse::<From>().unwrap_err().to_string();
+            assert!(!error.contains("SECRET"), "{error}");
+        }
+        for start in ["lab=ws://h/?backlog=none", "adb:*?comm=a&backlog=5", "ws+unix:/p?after=3&run=a"] {
+            let error = start.parse::<From>().unwrap_err().to_string();
+            assert!(error.contains("leave out backlog"), "{error}");
         }
     }
 

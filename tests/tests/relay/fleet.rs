@@ -6,9 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use plaintap_tests::adb::{self, Adb};
 use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::{Driver, Side};
-use plaintap_tests::process::Process;
+use plaintap_tests::process::{self, Process};
 use plaintap_tests::{BORINGSSL, PATIENCE, need, until};
 use tempfile::NamedTempFile;
 
@@ -65,10 +66,12 @@ fn a_file_of_sources_is_read_again_on_sighup() -> Result<()> {
     says(&relay, "source is there device=two")?;
     let before = relay.stderr.all();
     ensure!(before.iter().any(|line| line.contains("removes device=one")), "{before:#?}");
-    ensure!(
-        !before.iter().any(|line| line.contains("after_seq=0") && line.contains("run=\"0")),
-        "{before:#?}"
-    );
+    let places: Vec<u64> = before
+        .iter()
+        .filter(|line| line.contains("goes on device=two"))
+        .filter_map(|line| line.rsplit_once(" after_seq=")?.1.parse().ok())
+        .collect();
+    ensure!(places.len() == 2 && places[0] == 0 && places[1] > 0, "{places:?}: {before:#?}");
     drivers[1].write(Side::Client, 5000, 4)?;
     is_stored_of(&nats, "two", 10_000)?;
     let stored = nats.stored()?;
@@ -81,6 +84,60 @@ fn a_file_of_sources_is_read_again_on_sighup() -> Result<()> {
     relay.signal(Signal::SIGTERM)?;
     ensure!(relay.wait()?.success());
     Ok(())
+}
+
+/// A relay of each device that this server of adb has.
+fn relay_of_all(adb: &Adb, nats: &Nats, flags: &[&str]) -> Result<Process> {
+    let mut command = Command::new(need::binary("plaintap")?);
+    command.env("ADB_SERVER_SOCKET", format!("tcp:{}", adb.port));
+    command.args(["relay", "--from", "adb:*", "--to", &nats.url, "--max-bytes", "1G"]);
+    Process::start(command.args(flags))
+}
+
+#[test]
+fn a_device_that_is_plugged_in_is_relayed_though_its_list_is_refused_once() -> Result<()> {
+    let (adb, nats) = (Adb::start()?, Nats::start(&[])?);
+    let relay = relay_of_all(&adb, &nats, &[])?;
+    relay.stderr.wait_for(0, "it to begin", |line| line.contains("connected to="))?;
+    until("it to follow the devices", || Ok((adb.trackers()? > 0).then_some(())))?;
+    adb.plug(1)?;
+    relay.stderr.wait_for(0, "the refusal", |line| line.contains("can't follow the devices"))?;
+    relay.stderr.wait_for(0, "the device", |line| line.contains(&format!("adds device={}", adb::SERIAL)))?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_put_on_a_device_is_started_again_when_it_serves_no_more() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let (adb, nats) = (Adb::start()?, Nats::start(&[])?);
+    adb.plug(0)?;
+    let (program, pid) = (need::binary("plaintapd")?.display().to_string(), driver.pid().to_string());
+    let place = format!("ws+unix:@plaintap-tests-{}", adb.port);
+    let install = ["--install", "--agent", &program, "--", "--ecaptureq", &place];
+    let relay =
+        relay_of_all(&adb, &nats, &[&install[..], &["--library", BORINGSSL, "--pid", &pid]].concat())?;
+    let mut said = 0;
+    let mut says = |what: &str| -> Result<()> {
+        said = relay.stderr.wait_for(said, what, |line| line.contains(what))?.0 + 1;
+        Ok(())
+    };
+    says("installed and started plaintapd serial=FAKE")?;
+    says("source is there device=FAKE")?;
+    driver.write(Side::Client, 5000, 1)?;
+    is_stored_of(&nats, adb::SERIAL, 5000)?;
+
+    // As when it takes its probes away: the half that serves is gone, and the other is not at its end yet.
+    let agents = adb.agents()?;
+    let halves = agents.iter().find_map(|pid| Some((*pid, process::children(*pid).ok()?.pop_first()?)));
+    let (attaching, serving) = halves.with_context(|| format!("no two halves: {agents:?}"))?;
+    process::send(attaching, Signal::SIGSTOP)?;
+    process::send(serving, Signal::SIGKILL)?;
+    says("source is away device=FAKE")?;
+    says(" started plaintapd serial=FAKE")?;
+    says("source is there device=FAKE")?;
+    ensure!(!adb.agents()?.contains(&attaching), "it still runs");
+    driver.write(Side::Client, 5000, 2)?;
+    is_stored_of(&nats, adb::SERIAL, 10_000)
 }
 
 /// The status and the body of what is answered at a port.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use nix::sys::signal::Signal;
 use plaintap_tests::process::Process;
@@ -20,6 +20,8 @@ pub struct Nats {
     flags: Vec<String>,
     /// Where it listens, without a user.
     pub url: String,
+    /// Whom it takes us for where it asks: a name and a password.
+    pub user: (&'static str, &'static str),
     port: u16,
     folder: TempDir,
 }
@@ -55,6 +57,7 @@ impl Nats {
                         process,
                         flags,
                         url: format!("nats://127.0.0.1:{port}"),
+                        user: ("", ""),
                         port,
                         folder,
                     });
@@ -88,14 +91,14 @@ impl Nats {
 
     /// Asks JetStream's API.
     pub fn api(&self, what: &str, body: &str) -> Result<Value> {
-        let answer = Connection::open(self.port)?.request(&format!("$JS.API.{what}"), body)?;
+        let answer = Connection::open(self)?.request(&format!("$JS.API.{what}"), body)?;
         ensure!(answer.get("error").is_none(), "{what}: {answer}");
         Ok(answer)
     }
 
     /// Has the stream store a message: its headers, each with its line's end, and its body.
     pub fn publish(&self, subject: &str, headers: &str, body: &[u8]) -> Result<()> {
-        let mut connection = Connection::open(self.port)?;
+        let mut connection = Connection::open(self)?;
         let head = format!("NATS/1.0\r\n{headers}\r\n");
         let message = [head.as_bytes(), body].concat();
         connection.ask(&format!("HPUB {subject}"), &format!("{} {}", head.len(), message.len()), &message)?;
@@ -104,7 +107,7 @@ impl Nats {
 
     /// All messages of the stream, oldest first.
     pub fn stored(&self) -> Result<Vec<Stored>> {
-        let mut connection = Connection::open(self.port)?;
+        let mut connection = Connection::open(self)?;
         let info = connection.request("$JS.API.STREAM.INFO.PLAINTAP", "")?;
         let state = |name: &str| info["state"][name].as_u64().with_context(|| format!("no {name} in {info}"));
         let mut all = Vec::new();
@@ -149,12 +152,16 @@ struct Connection {
 }
 
 impl Connection {
-    fn open(port: u16) -> Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
+    fn open(server: &Nats) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", server.port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut this = Self { stream: BufReader::new(stream), requests: 0 };
         this.line("INFO ")?;
-        this.send("CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true}\r\nSUB answers.* 1\r\n")?;
+        let (user, password) = server.user;
+        this.send(&format!(
+            "CONNECT {{\"verbose\":false,\"pedantic\":false,\"headers\":true,\"user\":{user:?},\"pass\":{password:?}}}\r\n\
+             SUB _INBOX.tests.* 1\r\n"
+        ))?;
         Ok(this)
     }
 
@@ -169,6 +176,8 @@ impl Connection {
             ensure!(self.stream.read_line(&mut line)? > 0, "nats-server hung up");
             if line.starts_with("PING") {
                 self.send("PONG\r\n")?;
+            } else if line.starts_with("-ERR") {
+                bail!("nats-server says {}", line.trim_end());
             } else if line.starts_with(word) {
                 return Ok(line.trim_end().to_owned());
             }
@@ -182,7 +191,7 @@ impl Connection {
     /// Sends a message by `verb` with an inbox and its `sizes`; what is answered there.
     fn ask(&mut self, verb: &str, sizes: &str, message: &[u8]) -> Result<Value> {
         self.requests += 1;
-        let inbox = format!("answers.{}", self.requests);
+        let inbox = format!("_INBOX.tests.{}", self.requests);
         let head = format!("{verb} {inbox} {sizes}\r\n");
         self.stream.get_mut().write_all(&[head.as_bytes(), message, b"\r\n"].concat())?;
         // MSG SUBJECT SID SIZE

@@ -8,8 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use nkeys::KeyPair;
+use plaintap_tests::agent::Agent;
 use plaintap_tests::process::Process;
-use plaintap_tests::{need, net};
+use plaintap_tests::{BORINGSSL, need};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -142,12 +143,20 @@ fn the_users_of_the_documentation_may_relay_and_read_and_no_more() -> Result<()>
     )?;
     scene.load(3)?;
     ensure!(reader.wait()?.success(), "{:?}", reader.stderr.all());
-    // Who reads may not write, and so it can't relay.
-    let port = net::free_port()?;
-    let other = Process::start(&mut command(&[("dev-2", &format!("ws://127.0.0.1:{port}/"))], &reads)?)?;
-    let (_, line) =
-        other.stderr.wait_for(0, "a refusal", |line| line.contains("dev-2") || line.contains("stream"))?;
-    ensure!(!line.contains("goes on device=dev-2"), "{line}");
+    // Who reads may not write.
+    scene.nats.user = ("reader", "two");
+    let written = scene.nats.publish("plaintap.dev-2.log", "", b"a line");
+    let refusal = written.err().context("a reader wrote")?.to_string();
+    ensure!(refusal.contains("Permissions Violation for Publish"), "{refusal}");
+    // Nor relay, be it an agent of which nothing is stored yet.
+    let second = Agent::watching(scene.driver.pid(), BORINGSSL)?;
+    let other = Process::start(&mut command(&[("dev-2", &second.url)], &reads)?)?;
+    let (_, line) = other.stderr.wait_for(0, "a refusal", |line| line.contains("device=dev-2 "))?;
+    ensure!(line.contains("can't read back device=dev-2"), "{line}");
+    scene.nats.user = ("relay", "one");
+    scene.load(3)?;
+    let stored = scene.is_stored()?;
+    ensure!(stored.iter().all(|message| message.subject.starts_with("plaintap.dev-1.")), "{stored:?}");
 
     // Where the stream is there already, this is enough.
     drop((relay, other));
