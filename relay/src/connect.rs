@@ -210,7 +210,7 @@ impl Server {
             return Err(Error::NoServer);
         }
         for url in &way.servers {
-            let wrong = |source| Error::Url(without_secret(url), source);
+            let wrong = |source| Error::Url(without_secret(&way.servers.join(",")), source);
             url.parse::<ServerAddr>().map_err(wrong)?;
         }
         // NATS's client does nothing about a user in a URL.
@@ -292,15 +292,17 @@ impl Context {
     }
 }
 
-/// A server's URL without the user and the password that may be in it.
+/// Servers' URLs without the users and passwords that may be in them.
 pub fn without_secret(url: &str) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    for one in url.split(',') {
-        let (scheme, rest) = one.split_once("://").unwrap_or(("nats", one));
-        let host = rest.rsplit('@').next().unwrap_or(rest);
-        parts.push(format!("{scheme}://{host}"));
+    let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
+    // A password may have a comma or a slash in it: of what stands before the last @ nothing is shown.
+    if let Some((_, host)) = url.rsplit_once('@') {
+        return format!("{scheme}://{host}");
     }
-    parts.join(",")
+    let all = rest.split(',').enumerate().map(|(at, one)| {
+        if at == 0 || one.contains("://") { one.to_owned() } else { format!("nats://{one}") }
+    });
+    format!("{scheme}://{}", all.collect::<Vec<_>>().join(","))
 }
 
 /// The user in a server's URL; what stands there alone is a token, as for other clients of NATS.
@@ -416,7 +418,14 @@ mod tests {
         assert_eq!(user("nats://u:p%40%2B+@h:1/"), Some(password("u", "p@++")));
         assert_eq!(user("nats://t@h"), Some(User::Token("t".to_owned())));
         assert_eq!(user("nats://h/@"), None);
-        assert_eq!(without_secret("nats://u:p@a:1,tls://t@b"), "nats://a:1,tls://b");
+        for (url, shown) in [
+            ("nats://a:1,b:2", "nats://a:1,nats://b:2"),
+            ("nats://u:p@a:1,tls://t@b", "nats://b"),
+            ("nats://u:SEC,RET@h", "nats://h"),
+            ("nats://u:SEC?RET@h", "nats://h"),
+        ] {
+            assert_eq!(without_secret(url), shown);
+        }
     }
 
     #[test]

@@ -286,7 +286,7 @@ mod tests {
             (all.device.as_deref(), all.stream.as_str(), all.backlog),
             (Some("R5/A"), "LAB", u64::MAX)
         );
-        assert_eq!(all.to_string(), "nats://a:1,nats://b device R5/A");
+        assert_eq!(all.to_string(), "nats://a:1,b device R5/A");
         let least = wanted("tls://h");
         assert_eq!((least.device, least.stream.as_str(), least.backlog), (None, "PLAINTAP", 0));
         for text in ["nats://?context=lab", "nats:///?context=lab", "nats:?context=lab"] {
