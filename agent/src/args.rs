@@ -206,6 +206,18 @@ pub struct DoctorArgs {
     /// where clients will connect (default: ws://127.0.0.1:28257/)
     #[argh(option, arg_name = "url")]
     pub ecaptureq: Vec<Place>,
+    /// the token's file, as for running
+    #[argh(option, arg_name = "path")]
+    pub token_file: Option<PathBuf>,
+    /// the certificate for wss:// places, as for running
+    #[argh(option, arg_name = "path")]
+    pub tls_cert: Option<PathBuf>,
+    /// its key, as for running
+    #[argh(option, arg_name = "path")]
+    pub tls_key: Option<PathBuf>,
+    /// whose certificates clients must have, as for running
+    #[argh(option, arg_name = "path")]
+    pub tls_client_ca: Option<PathBuf>,
     /// keep all of it in this new file too, with the list, the kernel's options and how its programs loaded: for somebody who
     /// helps from afar. It names processes and files, and holds no payload
     #[argh(option, arg_name = "file")]
@@ -223,14 +235,40 @@ impl Args {
         Duration::from_secs(self.linger.map_or(60, |Seconds(seconds)| seconds.into()))
     }
 
-    /// What a TLS server needs.
-    pub fn tls_files(&self) -> tls::Files<'_> {
-        tls::Files {
-            certificate: self.tls_cert.as_deref(),
-            key: self.tls_key.as_deref(),
-            client_ca: self.tls_client_ca.as_deref(),
-        }
+    /// What is to keep strangers out.
+    pub fn guards(&self) -> Guards<'_> {
+        guards(&self.token_file, &self.tls_cert, &self.tls_key, &self.tls_client_ca)
     }
+}
+
+impl DoctorArgs {
+    /// What is to keep strangers out.
+    pub fn guards(&self) -> Guards<'_> {
+        guards(&self.token_file, &self.tls_cert, &self.tls_key, &self.tls_client_ca)
+    }
+}
+
+/// The files that are to keep strangers out.
+#[derive(Clone, Copy, Debug)]
+pub struct Guards<'a> {
+    /// The token's.
+    pub token: Option<&'a Path>,
+    /// What a TLS server needs.
+    pub tls: tls::Files<'a>,
+}
+
+fn guards<'a>(
+    token: &'a Option<PathBuf>,
+    certificate: &'a Option<PathBuf>,
+    key: &'a Option<PathBuf>,
+    client_ca: &'a Option<PathBuf>,
+) -> Guards<'a> {
+    let tls = tls::Files {
+        certificate: certificate.as_deref(),
+        key: key.as_deref(),
+        client_ca: client_ca.as_deref(),
+    };
+    Guards { token: token.as_deref(), tls }
 }
 
 /// What the command line asks for.
