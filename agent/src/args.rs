@@ -43,8 +43,8 @@ use crate::{
     note = "Every flag takes its value as `--flag value` or `--flag=value`.",
     note = "--pid, --uid, --comm and --package choose what is captured. Each is repeatable: values of one flag are
 alternatives, different flags must all agree, and a value after `!` is left out whatever else it agrees with.",
-    note = "A --config file holds one flag a line, as `--pid 4242`; `#` starts a comment. SIGHUP reads it again, for the
-filters, --snaplen and --log-level.",
+    note = "A --config file holds one flag a line, as `--pid 4242`; a `#` at a line's start or behind a blank starts a
+comment. SIGHUP reads it again, for the filters, --snaplen and --log-level.",
     error_code(0, "done: ended by SIGINT or SIGTERM"),
     error_code(1, "failed while running"),
     error_code(2, "wrong usage"),
@@ -206,6 +206,18 @@ pub struct DoctorArgs {
     /// where clients will connect (default: ws://127.0.0.1:28257/)
     #[argh(option, arg_name = "url")]
     pub ecaptureq: Vec<Place>,
+    /// the token's file, as for running
+    #[argh(option, arg_name = "path")]
+    pub token_file: Option<PathBuf>,
+    /// the certificate for wss:// places, as for running
+    #[argh(option, arg_name = "path")]
+    pub tls_cert: Option<PathBuf>,
+    /// its key, as for running
+    #[argh(option, arg_name = "path")]
+    pub tls_key: Option<PathBuf>,
+    /// whose certificates clients must have, as for running
+    #[argh(option, arg_name = "path")]
+    pub tls_client_ca: Option<PathBuf>,
     /// keep all of it in this new file too, with the list, the kernel's options and how its programs loaded: for somebody who
     /// helps from afar. It names processes and files, and holds no payload
     #[argh(option, arg_name = "file")]
@@ -223,14 +235,40 @@ impl Args {
         Duration::from_secs(self.linger.map_or(60, |Seconds(seconds)| seconds.into()))
     }
 
-    /// What a TLS server needs.
-    pub fn tls_files(&self) -> tls::Files<'_> {
-        tls::Files {
-            certificate: self.tls_cert.as_deref(),
-            key: self.tls_key.as_deref(),
-            client_ca: self.tls_client_ca.as_deref(),
-        }
+    /// What is to keep strangers out.
+    pub fn guards(&self) -> Guards<'_> {
+        guards(&self.token_file, &self.tls_cert, &self.tls_key, &self.tls_client_ca)
     }
+}
+
+impl DoctorArgs {
+    /// What is to keep strangers out.
+    pub fn guards(&self) -> Guards<'_> {
+        guards(&self.token_file, &self.tls_cert, &self.tls_key, &self.tls_client_ca)
+    }
+}
+
+/// The files that are to keep strangers out.
+#[derive(Clone, Copy, Debug)]
+pub struct Guards<'a> {
+    /// The token's.
+    pub token: Option<&'a Path>,
+    /// What a TLS server needs.
+    pub tls: tls::Files<'a>,
+}
+
+fn guards<'a>(
+    token: &'a Option<PathBuf>,
+    certificate: &'a Option<PathBuf>,
+    key: &'a Option<PathBuf>,
+    client_ca: &'a Option<PathBuf>,
+) -> Guards<'a> {
+    let tls = tls::Files {
+        certificate: certificate.as_deref(),
+        key: key.as_deref(),
+        client_ca: client_ca.as_deref(),
+    };
+    Guards { token: token.as_deref(), tls }
 }
 
 /// What the command line asks for.
@@ -311,20 +349,31 @@ fn drop_flags(args: &mut Vec<String>, flags: &[String]) {
     *args = kept;
 }
 
+/// The largest config file, in bytes.
+const MOST_CONFIG: u64 = 1 << 20;
+
 /// The flags of a config file, one a line.
 fn from_file(path: &Path) -> Result<Vec<String>, UsageError> {
-    const MOST: u64 = 1 << 20;
     let failed = |error| UsageError(format!("can't read --config {}: {error}", path.display()));
     let mut text = String::new();
-    let mut file = File::open(path).map_err(failed)?.take(MOST);
-    file.read_to_string(&mut text).map_err(failed)?;
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut file = File::open(path).map_err(failed)?.take(MOST_CONFIG + 1);
+    if file.read_to_string(&mut text).map_err(failed)? as u64 > MOST_CONFIG {
+        return Err(UsageError(format!("--config {} is larger than 1 MiB", path.display())));
+    }
+    let lines = text.lines().map(without_comment).filter(|line| !line.is_empty());
     Ok(lines
         .flat_map(|line| match line.split_once(|char: char| char == '=' || char.is_whitespace()) {
             Some((flag, value)) => vec![flag.to_owned(), value.trim().to_owned()],
             None => vec![line.to_owned()],
         })
         .collect())
+}
+
+/// What a line says before its comment. A `#` inside a word, as in a path, begins none.
+fn without_comment(line: &str) -> &str {
+    let begins = |at: &usize| line[..*at].chars().next_back().is_none_or(char::is_whitespace);
+    let end = line.match_indices('#').map(|(at, _)| at).find(begins).unwrap_or(line.len());
+    line[..end].trim()
 }
 
 fn parse_flags(args: &[String]) -> Result<Parsed, UsageError> {
@@ -663,6 +712,40 @@ mod tests {
         std::fs::write(&file, format!("--config {path}\n")).unwrap();
         assert!(parsed(&["--config", path]).is_err());
         assert!(parsed(&["--config", "/nonexistent"]).is_err());
+    }
+
+    #[test]
+    fn a_comment_may_stand_behind_a_value_and_a_hash_inside_of_one() {
+        for (line, said) in [
+            ("--comm curl  # the tool", "--comm curl"),
+            ("--comm curl\t#", "--comm curl"),
+            ("  # --comm curl # the tool", ""),
+            ("#--comm curl", ""),
+            ("--library /opt/c#/libssl.so # C# brings it", "--library /opt/c#/libssl.so"),
+            ("--ecaptureq ws+unix:@x#1", "--ecaptureq ws+unix:@x#1"),
+            ("--no-scan # yet", "--no-scan"),
+            ("é # é", "é"),
+        ] {
+            assert_eq!(without_comment(line), said, "{line}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "--comm curl  # the tool\n--no-scan # yet\n").unwrap();
+        let Ok(Parsed::Run(args)) = parsed(&["--config", file.path().to_str().unwrap()]) else {
+            panic!("not a run")
+        };
+        assert_eq!((args.comm[0].value.as_str(), args.no_scan), ("curl", true));
+    }
+
+    #[test]
+    fn a_config_file_that_is_too_large_is_refused_and_not_cut() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let comment = |length: usize| format!("#{}\n--no-scan\n", "x".repeat(length - 12));
+        std::fs::write(&file, comment(1 << 20)).unwrap();
+        assert!(matches!(parsed(&["--config", path]), Ok(Parsed::Run(args)) if args.no_scan));
+        std::fs::write(&file, comment((1 << 20) + 1)).unwrap();
+        let error = parsed(&["--config", path]).unwrap_err().to_string();
+        assert!(error.contains(path) && error.contains("larger than 1 MiB"), "{error}");
     }
 
     #[test]

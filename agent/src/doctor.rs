@@ -8,11 +8,11 @@ use std::{fmt::Write, fs, path::Path};
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::{
-    args::DoctorArgs,
+    args::{DoctorArgs, Guards},
     capture::{self, Capture, SocketHook, btf, filters::Filters},
     discover::{
-        Options, Target, events,
-        survey::{Survey, survey},
+        Function, Options, Target, events, maps,
+        survey::{Row, Survey, survey},
     },
     listen::{self, Place},
     memory::Sizes,
@@ -82,7 +82,7 @@ pub fn examine(args: &DoctorArgs) -> Examined {
             .any(|path| Path::new(path).exists())
         {
             true => ok("tracefs: mounted"),
-            false => ok("tracefs: not mounted or not to be read, and not needed"),
+            false => ok("tracefs: not mounted, or this user can't read it; plaintapd does not need it"),
         },
     );
     findings.push(match events::Events::open() {
@@ -91,12 +91,9 @@ pub fn examine(args: &DoctorArgs) -> Examined {
     });
     let default = [Place::default()];
     for place in if args.ecaptureq.is_empty() { &default[..] } else { &args.ecaptureq } {
-        findings.push(match listen::listen_at(place) {
-            Ok(_) => {
-                listen::remove(place);
-                ok(format!("port: {place} is free"))
-            }
-            Err(error) => failure(error.into()),
+        findings.push(match listen(place, args.guards()) {
+            Ok(()) => ok(format!("port: {place} is free")),
+            Err(error) => failure(error),
         });
     }
     findings.extend(libraries(&survey));
@@ -117,9 +114,18 @@ pub fn report(findings: &[Finding]) -> String {
     let count = |wanted: fn(&Level) -> bool| findings.iter().filter(|finding| wanted(&finding.level)).count();
     let failures = count(|level| matches!(level, Level::Failure(_)));
     let warnings = count(|level| *level == Level::Warning);
-    let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    let _ = writeln!(text, "{}, {}", counted(failures, "failure"), counted(warnings, "warning"));
+    let _ = writeln!(
+        text,
+        "{}, {}",
+        counted(failures, "failure", "failures"),
+        counted(warnings, "warning", "warnings")
+    );
     text
+}
+
+/// A number with what it counts: one, or several and none.
+fn counted(count: usize, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
 }
 
 /// The code of the first failure, else 0.
@@ -129,6 +135,14 @@ pub fn exit_code(findings: &[Finding]) -> u8 {
         _ => None,
     });
     failed.unwrap_or(0)
+}
+
+/// Takes a place where clients would connect, and gives it back.
+fn listen(place: &Place, guards: Guards<'_>) -> Result<(), run::Error> {
+    run::guarded(&[place], guards)?;
+    listen::listen_at(place)?;
+    listen::remove(place);
+    Ok(())
 }
 
 fn kernel(release: &str) -> Finding {
@@ -153,7 +167,7 @@ fn user(status: &str) -> Finding {
         NEEDED.iter().filter(|(_, bit)| capabilities >> bit & 1 == 0).map(|(name, _)| *name).collect();
     let uid = field("Uid").split_whitespace().nth(1).unwrap_or_default().to_owned();
     match missing[..] {
-        [] => ok(format!("user: uid {uid}, with all capabilities that are used")),
+        [] => ok(format!("user: uid {uid}, with all capabilities that plaintapd uses")),
         _ => warning(format!("user: uid {uid} lacks {}; run as root (on Android by su)", missing.join(", "))),
     }
 }
@@ -162,7 +176,7 @@ fn user(status: &str) -> Finding {
 fn security() -> Vec<Finding> {
     let selinux = match privileges::selinux() {
         None if Path::new("/sys/fs/selinux/enforce").exists() => {
-            warning("SELinux: in use, and its mode is not to be read by this user; root reads it")
+            warning("SELinux: in use, and this user can't read its mode; root can")
         }
         None => ok("SELinux: not in use"),
         Some(Selinux { enforcing: false, domain }) => ok(format!("SELinux: permissive, domain {domain}")),
@@ -208,19 +222,22 @@ fn capture(survey: &Survey) -> (Vec<Finding>, String) {
     (findings, capture.programs().join("\n"))
 }
 
-/// Puts a probe on the first function there is, and takes it off.
+/// Puts a probe on a function of the first library that can be opened, and takes it off; none: there is no library, which another
+/// line says.
 fn uprobe(capture: &mut Capture, survey: &Survey) -> Option<Finding> {
     // Nobody's bytes are copied meanwhile.
     let paused = capture.pause();
-    let row = survey.rows.iter().find(|row| row.found.is_ok() && !row.deleted && row.pids.is_empty());
-    let row = row.or_else(|| survey.rows.iter().find(|row| row.found.is_ok() && !row.deleted))?;
-    let (path, found) = (row.path.clone(), row.found.as_ref().ok()?.clone());
-    let (function, offset) = *found.functions.first()?;
-    let file = fs::File::open(&path).ok()?;
+    let rows = survey.rows.iter().filter(|row| row.found.is_ok());
+    // Best where nobody runs into the probe.
+    let (unused, used): (Vec<_>, Vec<_>) = rows.partition(|row| row.pids.is_empty());
+    let mut candidates = unused.into_iter().chain(used).peekable();
+    candidates.peek()?;
+    let Some((target, function, offset)) = candidates.find_map(opened) else {
+        return Some(warning("uprobes: not tried, as no library that can be captured could be opened"));
+    };
     let mut probes = Vec::new();
     let tried = || -> Result<(), capture::Error> {
         paused?;
-        let target = Target { id: 0, path, file, found };
         let attached = capture.attach(&target, function, offset, &mut probes);
         probes.drain(..).try_for_each(|probe| capture.detach(probe))?;
         attached
@@ -231,20 +248,47 @@ fn uprobe(capture: &mut Capture, survey: &Survey) -> Option<Finding> {
     })
 }
 
+/// The file of a row, with its first function and where that stands.
+fn opened(row: &Row) -> Option<(Target, Function, u64)> {
+    let found = row.found.as_ref().ok()?.clone();
+    let (function, offset) = *found.functions.first()?;
+    // Of a library in an APK, that is the file.
+    let path = row.path.to_str()?;
+    let path = path.split_once("!/").map_or(path, |(apk, _)| apk);
+    let file = match row.pids[..] {
+        [] => fs::File::open(path).ok()?,
+        _ => row.pids.iter().find_map(|pid| mapped(*pid, Path::new(path)))?,
+    };
+    Some((Target { id: 0, path: row.path.clone(), file, found }, function, offset))
+}
+
+/// The very file that process `pid` has mapped as `path`: by that path, another may be there for us.
+/// Source: linux, Documentation/filesystems/proc.rst, map_files.
+fn mapped(pid: u32, path: &Path) -> Option<fs::File> {
+    let mut file = None;
+    let _ = maps::each(Path::new("/proc"), pid, |mapping| {
+        if file.is_none() && mapping.path == path {
+            let link = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+            file = fs::File::open(link).ok();
+        }
+    });
+    file
+}
+
 fn jit(enabled: Option<&str>) -> Finding {
     match enabled {
         Some("0") => warning(
-            "JIT: eBPF programs are interpreted, and slow; echo 1 > /proc/sys/net/core/bpf_jit_enable",
+            "JIT: eBPF programs are interpreted, which is slow; echo 1 > /proc/sys/net/core/bpf_jit_enable",
         ),
         Some(_) => ok("JIT: eBPF programs are compiled"),
-        None => ok("JIT: not to be read"),
+        None => ok("JIT: this user can't read whether eBPF programs are compiled"),
     }
 }
 
 /// What may be locked, which loading the programs has tried to raise.
 fn memlock(release: &str) -> Finding {
     if btf::version(release).is_some_and(|version| version >= (5, 11)) {
-        return ok("memlock: does not matter from 5.11 on");
+        return ok("memlock: no limit on eBPF in this kernel (5.11 or newer)");
     }
     let allowed = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(_, hard)| hard);
     if allowed >= Sizes::USUAL.in_kernel() as u64 {
@@ -264,9 +308,10 @@ fn libraries(survey: &Survey) -> Vec<Finding> {
     pids.sort_unstable();
     pids.dedup();
     let mut findings = vec![ok(format!(
-        "libraries: {} can be captured, which {} processes map; probes are on {attached}; `plaintapd list` shows them",
+        "libraries: {} can be captured, which {}; {}; `plaintapd list` shows them",
         targets.len(),
-        pids.len()
+        counted(pids.len(), "process uses", "processes use"),
+        counted(attached, "has probes", "have probes"),
     ))];
     if targets.is_empty() {
         findings = vec![warning(
@@ -290,6 +335,7 @@ pub fn read(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discover::find::{Flavour, Found, How};
 
     #[test]
     fn the_exit_code_is_the_first_failures() {
@@ -324,6 +370,40 @@ mod tests {
         let shell = user("Uid:\t2000\t2000\t2000\t2000\nCapEff:\t0000000000000000\n");
         assert_eq!(shell.level, Level::Warning);
         assert!(shell.text.contains("uid 2000") && shell.text.contains("CAP_BPF"), "{shell:?}");
+    }
+
+    #[test]
+    fn what_a_process_maps_is_opened_through_it_and_else_by_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let apk = folder.path().join("base.apk");
+        fs::write(&apk, "").unwrap();
+        let row = |path: String, pids: &[u32]| Row {
+            path: path.into(),
+            deleted: false,
+            abi: "x86_64",
+            found: Ok(Found {
+                functions: vec![(Function::Read, 4096)],
+                how: How::Symbols,
+                flavour: Flavour::BoringSsl,
+                version: None,
+                build_id: None,
+            }),
+            pids: pids.to_vec(),
+            attached: false,
+            part: None,
+        };
+        let is_opened = |path: &Path, pids: &[u32]| {
+            let inside = format!("{}!/lib/arm64-v8a/libssl.so", path.display());
+            assert_eq!(
+                opened(&row(inside, pids)).is_some(),
+                opened(&row(path.display().to_string(), pids)).is_some()
+            );
+            opened(&row(path.display().to_string(), pids)).is_some_and(|(_, _, offset)| offset == 4096)
+        };
+        assert!(is_opened(&apk, &[]) && !is_opened(Path::new("/nonexistent"), &[]));
+        let ours = std::env::current_exe().unwrap();
+        assert!(is_opened(&ours, &[u32::MAX, std::process::id()]));
+        assert!(!is_opened(&apk, &[std::process::id()]), "we don't map it");
     }
 
     #[test]

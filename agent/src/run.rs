@@ -15,7 +15,7 @@ use nix::{
 };
 
 use crate::{
-    args::{self, Args, Parsed},
+    args::{self, Args, Guards, Parsed},
     attach, capture, discover, doctor, link, list,
     listen::{self, Listener, Place},
     memory::{self, Sizes},
@@ -177,11 +177,8 @@ fn run() -> Result<u8, Error> {
         }
     };
     let sizes = Sizes::of(&args)?;
-    let token = args.token_file.as_deref().map(Token::read).transpose()?;
     let account = Account::find(args.user.as_deref()).map_err(Error::Account)?;
-    let has_tls = args.ecaptureq.iter().any(|place| matches!(place, Place::Tls(_)));
-    let tls = has_tls.then(|| Tls::load(args.tls_files())).transpose()?;
-    let listeners = listeners(&args)?;
+    let (listeners, (token, tls)) = listeners(&args)?;
     privileges::use_small_pages();
     privileges::hide().map_err(Error::system("keep others out of the memory"))?;
     // Both halves: the attaching one waits for these signals, and tells the serving one.
@@ -227,19 +224,32 @@ pub fn arguments() -> impl Iterator<Item = String> {
     std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned())
 }
 
-/// Listens where clients are to connect: where the command line and the service manager say.
-fn listeners(args: &Args) -> Result<Vec<Listener>, Error> {
+/// Listens where clients are to connect: where the command line and the service manager say. What keeps strangers out comes
+/// along.
+fn listeners(args: &Args) -> Result<(Vec<Listener>, Secrets), Error> {
     let mut listeners = listen::handed_over()?;
     let default = if listeners.is_empty() { vec![Place::default()] } else { Vec::new() };
     let places = if args.ecaptureq.is_empty() { &default } else { &args.ecaptureq };
-    let mut all = listeners.iter().map(|listener| &listener.place).chain(places);
-    if let Some(place) = all.find(|place| !place.is_local() && args.token_file.is_none()) {
-        return Err(Error::NeedsToken(place.clone()));
-    }
+    let all: Vec<&Place> = listeners.iter().map(|listener| &listener.place).chain(places).collect();
+    let secrets = guarded(&all, args.guards())?;
     for place in places {
         listeners.push(listen::listen_at(place)?);
     }
-    Ok(listeners)
+    Ok((listeners, secrets))
+}
+
+/// What was read of the files that keep strangers out.
+type Secrets = (Option<Token>, Option<Tls>);
+
+/// Reads what is to keep strangers out of `places`; an error where that is not enough for one of them.
+pub fn guarded(places: &[&Place], guards: Guards<'_>) -> Result<Secrets, Error> {
+    let token = guards.token.map(Token::read).transpose()?;
+    let has_tls = places.iter().any(|place| matches!(place, Place::Tls(_)));
+    let tls = has_tls.then(|| Tls::load(guards.tls)).transpose()?;
+    match places.iter().find(|place| !place.is_local() && token.is_none()) {
+        Some(place) => Err(Error::NeedsToken((*place).clone())),
+        None => Ok((token, tls)),
+    }
 }
 
 #[cfg(test)]

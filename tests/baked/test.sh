@@ -36,6 +36,51 @@ scripts() {
   say "scripts: shellcheck and busybox ash read them"
 }
 
+# S90plaintapd against programs of that name that end late, or not when they are asked to.
+late() {
+  local box=$work/box script=$work/S90
+  mkdir -p "$box/default"
+  ln -s "$(command -v busybox)" "$box/start-stop-daemon"
+  # A shell under that name, and what it runs.
+  cp "$(readlink -f /bin/bash)" "$box/plaintapd"
+  echo "PLAINTAPD_ARGS='$box/ours $box/up'" >"$box/default/plaintapd"
+  sed "s|/usr/bin/|$box/|g; s|/var/run|$box|; s|/etc/default|$box/default|g; s|gone 300|gone 20|; s|30 s|2 s|" \
+    $package/S90plaintapd >"$script"
+  s90() { PATH=$box:$PATH busybox ash "$script" "$1" >"$work/said" 2>&1; }
+  # lives PID: no zombie either.
+  lives() { grep -q . "/proc/$1/cmdline" 2>/dev/null; }
+  # comes ON-TERM: starts one that does this when it is asked to end.
+  comes() {
+    rm -f "$box/up"
+    # shellcheck disable=SC2016 # that shell's words
+    printf 'trap "%s" TERM; echo >"$1"; while :; do sleep 0.1; done\n' "$1" >"$box/ours"
+    s90 start || die "S90plaintapd can't start it: $(<"$work/said")"
+    until [[ -e $box/up ]]; do sleep 0.1; done
+    agent=$(<"$box/plaintapd.pid")
+  }
+
+  comes 'sleep 1; exit'
+  s90 stop || die "S90plaintapd can't stop what ends late: $(<"$work/said")"
+  { ! lives "$agent" && [[ ! -e $box/plaintapd.pid ]]; } || die "S90plaintapd's stop does not wait"
+  ! grep killed "$work/said" || die "S90plaintapd kills what ends late"
+
+  comes ''
+  local old=$agent
+  s90 restart || die "S90plaintapd can't restart what does not end: $(<"$work/said")"
+  agent=$(<"$box/plaintapd.pid")
+  grep -q 'killed: OK' "$work/said" || die "S90plaintapd does not say that it kills: $(<"$work/said")"
+  { lives "$agent" && ! lives "$old"; } || die "S90plaintapd's restart leaves none, or the old one"
+
+  # One that can't be killed, as the kernel may hold it.
+  sed -i 's/--signal KILL/--signal CONT/; s/gone 100/gone 5/' "$script"
+  ! s90 stop || die "S90plaintapd takes what goes on for stopped: $(<"$work/said")"
+  ! s90 restart || die "S90plaintapd starts a second one: $(<"$work/said")"
+  [[ $(<"$box/plaintapd.pid") == "$agent" ]] || die "S90plaintapd forgets what goes on"
+  kill -KILL "$agent"
+  agent=
+  say "S90plaintapd: waits, kills and says so, and starts no second one"
+}
+
 magisk() {
   [[ -x dist/plaintapd-aarch64 ]] || bash ci/build-device.sh
   local one=$work/one another=$work/another
@@ -121,6 +166,7 @@ buildroot() {
 }
 
 scripts
+late
 magisk
 conventions
 buildroot

@@ -3,7 +3,8 @@
  * The library is loaded by its path, so that one program drives BoringSSL and OpenSSL alike through the functions that
  * both have; they are declared here, so no headers are needed. One process holds both ends of real loopback TCP
  * connections: a thread "drv-client" that connects and a thread "drv-server" that accepts. Neither is ever inside a
- * call of the library but while a command runs, so probes may come and go between two commands.
+ * call of the library but while a command runs, so probes may come and go between two commands; `await` alone outlasts its
+ * answer.
  *
  * Usage: tls-driver --lib PATH --cert PEM --key PEM [--address 127.0.0.1|::1] [--uid N]
  *
@@ -11,6 +12,8 @@
  *   write SIDE SIZE SEED   SIDE writes SIZE bytes in one call; the other side reads and compares every one
  *   send SIDE SIZE SEED    SIDE writes them; nobody reads them yet
  *   read SIDE SIZE SEED    SIDE reads and compares SIZE bytes
+ *   await SIDE SIZE SEED   SIDE begins to, and is still at it when the answer comes
+ *   done SIDE              waits for the end of that
  *   peek SIDE SIZE SEED    SIDE peeks at SIZE bytes, at most a record, and leaves them there
  *   zero SIDE              SIDE writes nothing
  *   idle SIDE              SIDE tries to read where nothing is, without blocking
@@ -401,6 +404,13 @@ static void obey(char *line) {
         printf("%s %s result=%d calls=%d\n", word, name, side->result, side->calls);
         return;
     }
+    if (strcmp(word, "done") == 0) {
+        wait_for(side);
+        printf("done %s calls=%d\n", name, side->calls);
+        free(side->bytes);
+        side->bytes = NULL;
+        return;
+    }
     if (strcmp(word, "hex") == 0) {
         unsigned char *bytes = parse_hex(line + read, &size);
         transfer(word, side, WRITE, other, bytes, size);
@@ -410,7 +420,10 @@ static void obey(char *line) {
     if (strcmp(word, "write") == 0) transfer(word, side, WRITE, other, make_pattern(size, seed), size);
     else if (strcmp(word, "send") == 0) transfer(word, side, WRITE, NULL, make_pattern(size, seed), size);
     else if (strcmp(word, "read") == 0) transfer(word, side, READ, NULL, make_pattern(size, seed), size);
-    else if (strcmp(word, "peek") == 0) transfer(word, side, PEEK, NULL, make_pattern(size, seed), size);
+    else if (strcmp(word, "await") == 0) {
+        tell(side, READ, make_pattern(size, seed), size);
+        printf("await %s size=%zu\n", name, size);
+    } else if (strcmp(word, "peek") == 0) transfer(word, side, PEEK, NULL, make_pattern(size, seed), size);
     else die("not a command: %s", line);
 }
 

@@ -32,7 +32,7 @@ pub enum Error {
 }
 
 /// The offsets in kernels that were built without BTF, as vendors' 5.10 are: struct sock_common begins alike in all of
-/// `OFFSETS_KNOWN`. Where `sk_protocol` stands depends on their configuration.
+/// `OFFSETS_KNOWN`. Where `sk_protocol` and `inet_sport` stand depends on their configuration.
 ///
 /// Source: linux, include/net/sock.h, struct sock_common, with CONFIG_IPV6 on a 64-bit CPU.
 pub const COMMON_OFFSETS: SocketOffsets = SocketOffsets {
@@ -44,6 +44,7 @@ pub const COMMON_OFFSETS: SocketOffsets = SocketOffsets {
     remote_port: 12,
     local_port: 14,
     protocol: NO_OFFSET,
+    source_port: NO_OFFSET,
 };
 
 /// The kernel versions that `COMMON_OFFSETS` was seen in, first and last.
@@ -171,6 +172,11 @@ impl<'a> Btf<'a> {
                 .member(sock, "sk_protocol", MAX_DEPTH)
                 .ok_or(Error::Missing("sock.sk_protocol"))?
                 / 8,
+            // A struct inet_sock begins with its struct sock.
+            source_port: self
+                .find_struct("inet_sock")
+                .and_then(|inet| self.member(inet, "inet_sport", MAX_DEPTH))
+                .map_or(NO_OFFSET, |bits| bits / 8),
         })
     }
 
@@ -259,7 +265,9 @@ mod tests {
         let (offsets, task) = offsets(Path::new(super::super::KERNEL_BTF)).unwrap();
         assert!(task.signal > 0 && task.live > 0 && task.live < task.signal);
         assert!((100..2048).contains(&offsets.protocol));
-        assert_eq!(SocketOffsets { protocol: NO_OFFSET, ..offsets }, COMMON_OFFSETS);
+        assert!((offsets.protocol..2048).contains(&offsets.source_port));
+        let common = SocketOffsets { protocol: NO_OFFSET, source_port: NO_OFFSET, ..offsets };
+        assert_eq!(common, COMMON_OFFSETS);
     }
 
     #[test]

@@ -45,6 +45,9 @@ const MAX_COMMS: usize = 64;
 impl Filters {
     /// The filters that the command line asks for.
     pub fn new(args: &Args) -> Result<Self, Error> {
+        for name in args.comm.iter().filter_map(|name| cut(&name.value)) {
+            log::warn!("{name}");
+        }
         let pids: HashMap<u32, u8> = args.pid.iter().map(|pid| (pid.value.0, pid.choice)).collect();
         let mut comms: HashMap<_, u8> =
             args.comm.iter().map(|name| (comm(&name.value), name.choice)).collect();
@@ -124,6 +127,14 @@ fn users(folder: &Path) -> Vec<u32> {
     users
 }
 
+/// Says that a name is longer than a thread's can be, if it is, and what it comes to.
+fn cut(name: &str) -> Option<String> {
+    let kept = String::from_utf8_lossy(name.as_bytes().get(..COMM_LEN - 1)?);
+    (kept != name).then(|| {
+        format!("--comm {name:?}: a thread's name has {} bytes at most, so this means {kept:?}", COMM_LEN - 1)
+    })
+}
+
 /// A thread's name as the kernel keeps it; longer ones are cut, as the kernel cuts them.
 pub fn comm(name: &str) -> [u64; COMM_LEN / 8] {
     let mut comm = [0; COMM_LEN / 8];
@@ -169,5 +180,9 @@ mod tests {
     fn a_comm_is_cut_as_the_kernel_cuts_it() {
         assert_eq!(bytemuck::bytes_of(&comm("curl")), b"curl\0\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!(bytemuck::bytes_of(&comm("0123456789abcdefgh")), b"0123456789abcde\0");
+        assert_eq!((cut("curl"), cut("0123456789abcde")), (None, None));
+        let said = cut("0123456789abcdef").unwrap_or_default();
+        assert!(said.contains("\"0123456789abcdef\"") && said.ends_with("\"0123456789abcde\""), "{said}");
+        assert!(cut("ééééééééé").is_some_and(|said| said.ends_with("\"ééééééé\u{fffd}\"")));
     }
 }

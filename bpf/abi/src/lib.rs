@@ -33,7 +33,8 @@ pub mod names {
     pub const PIDS: &str = "PIDS";
     /// A comm, NUL-padded, to [`choice`](crate::choice).
     pub const COMMS: &str = "COMMS";
-    /// `u16` TCP ports, in host order, that are listened on.
+    /// `u16` TCP ports, in host order, that are listened on, to how many sockets were seen to begin it; 0: some were there
+    /// before, and the port stays.
     pub const LISTENERS: &str = "LISTENERS";
     /// See there.
     pub const OPENERS: &str = "OPENERS";
@@ -162,7 +163,7 @@ const _: () = {
     assert!(size_of::<Endpoints>() == 40);
     assert!(size_of::<Header>() == 144);
     assert!(size_of::<Record<256>>() == 144 + 256);
-    assert!(size_of::<SocketOffsets>() == 32);
+    assert!(size_of::<SocketOffsets>() == 36);
     assert!(size_of::<TaskOffsets>() == 16);
     assert!(size_of::<Settings>() == 24 + 12 * MAX_UID_RANGES);
     assert!(size_of::<Tail>() == 16);
@@ -333,6 +334,8 @@ pub struct SocketOffsets {
     pub local_port: u32,
     /// `sk_protocol`, u16; [`NO_OFFSET`] where unknown, which only kprobes on TCP's own functions can do with.
     pub protocol: u32,
+    /// `inet_sport` of the `struct inet_sock` around it, u16, network order; [`NO_OFFSET`] where unknown.
+    pub source_port: u32,
 }
 
 /// Where the kernel keeps how many threads of a process live, and the arguments of system calls: byte offsets.

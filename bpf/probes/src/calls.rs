@@ -146,11 +146,17 @@ fn try_enter(ctx: &ProbeContext, kind: u8, length_at: u64) -> Result<(), Failure
 /// The call that returns now, and its thread.
 #[inline(always)]
 fn left_call(ctx: &RetProbeContext) -> Result<(Call, &'static mut Thread), Failure> {
+    // Asked again: the filters may have changed since the call began, and what they leave out now stays out. Its bytes count
+    // for nothing, as those of a call that was left out from its start.
+    let wanted = settings().is_some_and(wanted);
     match state::thread() {
-        Some(thread) => thread.leave(stack_now(ctx)).map(|call| (call, thread)),
-        // Of a process that is filtered out. Of another, the thread was forgotten inside its call, or the call is older
-        // than the probes.
-        None if !settings().is_some_and(wanted) => Err(Failure::NotOurs),
+        Some(thread) => match thread.leave(stack_now(ctx)) {
+            Ok(call) if wanted => Ok((call, thread)),
+            Err(failure) if wanted => Err(failure),
+            _ => Err(Failure::NotOurs),
+        },
+        None if !wanted => Err(Failure::NotOurs),
+        // The thread was forgotten inside its call, or the call is older than the probes.
         None => Err(Failure::Counted(Counter::UnmatchedReturns)),
     }
 }

@@ -1,4 +1,5 @@
-//! Which processes the person wants to see: decided when a call begins, before a byte is copied.
+//! Which processes the person wants to see: decided when a call begins and again when it returns, before a byte is copied. A
+//! thread that takes another name or user meanwhile must be wanted by both.
 //!
 //! Entries of one kind are alternatives; all kinds must agree; what is excluded stays out whatever includes it.
 

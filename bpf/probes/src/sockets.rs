@@ -7,7 +7,7 @@
 //! sock_recv_length (since 6.3). Either way the socket is argument 0.
 
 use aya_ebpf::{
-    bindings::BPF_ANY,
+    bindings::BPF_NOEXIST,
     macros::{kprobe, map, raw_tracepoint},
     maps::{HashMap, LruHashMap},
     programs::{ProbeContext, RawTracePointContext},
@@ -40,13 +40,16 @@ static SOCKET_OFFSETS: SocketOffsets = SocketOffsets {
     remote_port: 0,
     local_port: 0,
     protocol: 0,
+    source_port: 0,
 };
 
 /// Which side opened a TCP connection, by its `struct sock`'s address.
 #[map]
 static OPENERS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(8192, 0);
 
-/// The ports that are listened on; the agent puts in those that were before it came.
+/// The ports that are listened on, and by how many sockets that were seen to begin it: IPv4's, IPv6's, other network
+/// namespaces' and those with SO_REUSEPORT share one. 0: nobody knows how many, and the port stays; the agent puts in so what was
+/// there before it came.
 #[map]
 static LISTENERS: HashMap<u16, u8> = HashMap::with_max_entries(4096, 0);
 
@@ -91,15 +94,59 @@ pub fn socket_state(ctx: RawTracePointContext) -> i32 {
         (TCP_SYN_SENT, TCP_ESTABLISHED) => OPENERS.insert(socket, opener::LOCAL, 0),
         (TCP_SYN_RECV, TCP_ESTABLISHED) => OPENERS.insert(socket, opener::REMOTE, 0),
         (_, TCP_LISTEN) => {
-            match offsets().and_then(|offsets| kernel_value::<u16>(socket, offsets.local_port)) {
-                Some(port) => LISTENERS.insert(port, 0, BPF_ANY.into()),
-                None => Ok(()),
-            }
+            begins_to_listen(socket);
+            Ok(())
+        }
+        (TCP_LISTEN, TCP_CLOSE) => {
+            ends_listening(socket);
+            Ok(())
         }
         (_, TCP_CLOSE) => OPENERS.remove(socket),
         _ => Ok(()),
     };
     0
+}
+
+#[inline(always)]
+fn begins_to_listen(socket: u64) {
+    let Some(port) = offsets().and_then(|offsets| kernel_value::<u16>(socket, offsets.local_port)) else {
+        return;
+    };
+    match LISTENERS.get_ptr_mut(port) {
+        // SAFETY: a map value is aligned and outlives the program's run. Of two CPUs that count at once one may lose its count: then
+        // the port goes too early, and matters only to a connection that was forgotten in `OPENERS`.
+        Some(place) => unsafe {
+            // One more than can be counted, and nobody knows how many.
+            if *place != 0 {
+                *place = (*place).wrapping_add(1);
+            }
+        },
+        None => drop(LISTENERS.insert(port, 1, BPF_NOEXIST.into())),
+    }
+}
+
+#[inline(always)]
+fn ends_listening(socket: u64) {
+    let Some(port) = offsets().and_then(|offsets| port_listened_on(socket, &offsets)) else { return };
+    let Some(place) = LISTENERS.get_ptr_mut(port) else { return };
+    // SAFETY: as above.
+    unsafe {
+        match *place {
+            0 => {}
+            1 => drop(LISTENERS.remove(port)),
+            count => *place = count - 1,
+        }
+    }
+}
+
+/// The port of a socket that listens no more: where the kernel had chosen it, the socket has given it back by now, and only a
+/// copy of it is left. Source: linux, net/ipv4/tcp.c, tcp_set_state.
+#[inline(always)]
+fn port_listened_on(socket: u64, offsets: &SocketOffsets) -> Option<u16> {
+    match offsets.source_port {
+        NO_OFFSET => kernel_value(socket, offsets.local_port),
+        copy => kernel_value(socket, copy).map(u16::from_be),
+    }
 }
 
 /// The layout of this kernel's `struct sock`, if the agent knows it.

@@ -1,8 +1,9 @@
 //! Who talks to whom: addresses, ports, threads, and which side opened the connection.
 
-use std::process::Command;
+use std::{fs, net::TcpListener, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use aya::maps::{HashMap, Map, MapData, MapInfo};
 use plaintap_proto::{Direction, Event};
 use plaintap_tests::agent::Agent;
 use plaintap_tests::conversation::{self, Half, ends, uuid};
@@ -88,6 +89,46 @@ fn ipv4_addresses_are_right_on_a_connection_older_than_the_agent() -> Result<()>
 #[test]
 fn ipv6_addresses_are_right_on_a_connection_older_than_the_agent() -> Result<()> {
     are_right_on_an_old_connection(BORINGSSL, "::1", "[::1]")
+}
+
+/// What the agent's programs know of who listens on `port`: how many sockets they saw begin it, or 0, which is for good.
+fn listening(agent: &Agent, port: u16) -> Result<Option<u8>> {
+    for entry in fs::read_dir(format!("/proc/{}/fdinfo", agent.parent()))? {
+        let text = fs::read_to_string(entry?.path())?;
+        let Some(id) = text.lines().find_map(|line| line.strip_prefix("map_id:")) else { continue };
+        let id = id.trim().parse()?;
+        if MapInfo::from_id(id)?.name_as_str() == Some("LISTENERS") {
+            let map = Map::HashMap(MapData::from_id(id)?);
+            return Ok(HashMap::<_, u16, u8>::try_from(&map)?.get(&port, 0).ok());
+        }
+    }
+    bail!("the agent has no such map")
+}
+
+#[test]
+fn a_port_is_a_listeners_until_the_last_one_closes() -> Result<()> {
+    let old = TcpListener::bind("127.0.0.1:0")?;
+    let agent = Agent::start(&["--library", BORINGSSL])?;
+    let old_port = old.local_addr()?.port();
+    assert_eq!(listening(&agent, old_port)?, Some(0));
+    // One port of the kernel's choice, and the same chosen by us.
+    let first = TcpListener::bind("127.0.0.1:0")?;
+    let port = first.local_addr()?.port();
+    assert_eq!(listening(&agent, port)?, Some(1));
+    let second = TcpListener::bind(("::1", port))?;
+    assert_eq!(listening(&agent, port)?, Some(2));
+    drop(first);
+    assert_eq!(listening(&agent, port)?, Some(1));
+    drop(second);
+    assert_eq!(listening(&agent, port)?, None);
+    let chosen = TcpListener::bind("127.0.0.1:0")?;
+    let port = chosen.local_addr()?.port();
+    drop(chosen);
+    assert_eq!(listening(&agent, port)?, None);
+    // How many listened on this one before the agent came, nobody knows.
+    drop(old);
+    assert_eq!(listening(&agent, old_port)?, Some(0));
+    Ok(())
 }
 
 /// What `event` says of its ends, if it says anything.

@@ -4,12 +4,13 @@
 use std::fs;
 
 use anyhow::Result;
-use nix::sys::signal::Signal;
+use nix::{libc, sys::signal::Signal};
+use plaintap_proto::Event;
 use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::pattern::pattern;
 use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, OPENSSL};
+use plaintap_tests::{BORINGSSL, OPENSSL, until};
 
 const UIDS: [u32; 2] = [12_345, 12_346];
 
@@ -127,6 +128,43 @@ fn a_config_file_filters_and_sighup_changes_the_filters() -> Result<()> {
     assert_eq!(scene.write(102)?, [vec![10, 10], vec![10, 10]]);
     scene.change(|pids| format!("--pid {}", pids[1]), "were read again")?;
     assert_eq!(scene.write(103)?, [vec![], vec![103, 103]]);
+    Ok(())
+}
+
+/// Waits until the thread at `side` waits in a system call that reads.
+fn waits_for_bytes(driver: &Driver, side: Side) -> Result<()> {
+    let path = format!("/proc/{}/task/{}/syscall", driver.pid(), driver.tid(side));
+    let reads = [libc::SYS_read, libc::SYS_recvfrom].map(|number| number.to_string());
+    until("the thread to wait for bytes", || {
+        let now = fs::read_to_string(&path)?;
+        let number = now.split_whitespace().next().unwrap_or_default();
+        Ok(reads.iter().any(|read| read == number).then_some(()))
+    })
+}
+
+#[test]
+fn what_is_newly_left_out_is_so_in_a_call_under_way_too() -> Result<()> {
+    for nothing_of_it in ["--pid !{}", "--comm !drv-server", "--pid 1"] {
+        let mut scene = Configured::start(|_| "# everybody\n".into())?;
+        assert_eq!(scene.write(100)?, [vec![100, 100], vec![100, 100]]);
+        let driver = &mut scene.drivers[0];
+        driver.command("await server 50 7")?;
+        waits_for_bytes(driver, Side::Server)?;
+        scene.change(|pids| nothing_of_it.replace("{}", &pids[0].to_string()), "were read again")?;
+        scene.drivers[0].command("send client 50 7")?;
+        scene.drivers[0].command("done server")?;
+        seen(&mut scene.client)?;
+        let late = scene.client.events().filter(|event| event.payload.len() == 50);
+        assert!(late.filter(|event| event.pname == "drv-server").count() == 0, "{nothing_of_it}");
+        // It is no loss, and what comes later goes on where the stream was left.
+        scene.change(|_| "# everybody\n".into(), "were read again")?;
+        assert_eq!(scene.write(101)?, [vec![101, 101], vec![101, 101]], "{nothing_of_it}");
+        let server = |event: &&Event| event.pname == "drv-server" && event.payload.len() == 101;
+        for event in scene.client.events().filter(server) {
+            assert_eq!((event.stream_offset, event.lost_before), (100, 0), "{nothing_of_it}");
+        }
+        assert!(!scene.client.logs().any(|line| line.contains("lost")), "{nothing_of_it}");
+    }
     Ok(())
 }
 

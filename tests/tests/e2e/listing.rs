@@ -207,6 +207,26 @@ fn a_failure_has_the_exit_code_that_running_would_have() -> Result<()> {
 }
 
 #[test]
+fn the_doctor_asks_of_a_place_what_running_asks() -> Result<()> {
+    let port = net::free_port()?;
+    for (scheme, why) in [("ws", "give --token-file"), ("wss", "wss://")] {
+        let url = format!("{scheme}://0.0.0.0:{port}/");
+        let output = run(&["doctor", "--ecaptureq", &url])?;
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let failed = |line: &str| line.starts_with("failure ") && line.contains(why);
+        assert!(printed(&output)?.lines().any(failed), "{output:?}");
+        let refusal = agent::refusal(agent::plaintapd()?.args(["--ecaptureq", &url]))?;
+        assert_eq!(refusal.code, Some(2), "{refusal:?}");
+    }
+    let token = tempfile::NamedTempFile::new()?;
+    fs::write(&token, "an-example-of-a-token-0123456789")?;
+    let path = token.path().to_string_lossy();
+    let output = run(&["doctor", "--ecaptureq", "ws://0.0.0.0:0/", "--token-file", &path])?;
+    assert!(printed(&output)?.contains("ok       port: ws://0.0.0.0:0/ is free"), "{output:?}");
+    Ok(())
+}
+
+#[test]
 fn who_may_do_nothing_is_told_what_is_missing() -> Result<()> {
     need::root()?;
     let folder = TempDir::with_prefix("plaintap-tests-")?;
