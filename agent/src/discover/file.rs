@@ -12,6 +12,8 @@ use nix::{
     sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs},
 };
 
+use super::find::Budget;
+
 /// Stands for the device of a file beneath an overlay, which nobody tells.
 const OVERLAID: u64 = 0;
 
@@ -74,6 +76,8 @@ pub struct Opened {
     pub stamp: Stamp,
     /// Which one it is beneath an overlay.
     pub beneath: Stamp,
+    /// What may be read of it, of all its parts together.
+    pub budget: Budget,
 }
 
 /// Opens a regular file and nothing else: merely opening a device may do something.
@@ -82,7 +86,7 @@ pub fn open(path: &Path) -> io::Result<Opened> {
     // Somebody may put a FIFO in its place just now: not to wait for it.
     let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let stamp = Stamp::of(&regular(file.metadata()?)?);
-    Ok(Opened { beneath: stamp.beneath(&file), file, stamp })
+    Ok(Opened { beneath: stamp.beneath(&file), file, stamp, budget: Budget::default() })
 }
 
 /// Which regular file is at `path`.

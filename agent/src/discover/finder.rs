@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Error, NamedPart, Options, Target,
+    Error, Options, Target,
     file::{self, Opened, Stamp},
     find::{Found, Part},
     maps::{self, Mapping},
@@ -258,7 +258,7 @@ impl Finder {
     fn place(&mut self, path: &Path, sink: Sink<'_>) {
         match file::open(path) {
             Ok(opened) => {
-                let libcrypto = super::libcrypto(path, &opened.file);
+                let libcrypto = super::libcrypto(path, &opened);
                 if let (Some(_), Some(libcrypto)) = (self.look(path, opened, true, sink), libcrypto) {
                     self.place(&libcrypto, sink);
                 }
@@ -360,12 +360,19 @@ pub fn examine(options: &Options, path: &Path, opened: &Opened) -> Vec<Examined>
         Ok(parts) => parts,
         Err(error) => return vec![Examined { path: path.into(), part: None, found: Err(error) }],
     };
-    let examined = |(path, part): NamedPart| Examined {
-        found: super::examine(&path, opened, part, options),
-        part: part.ok(),
-        path,
-    };
-    parts.into_iter().filter(|(path, _)| is_wanted(path)).map(examined).collect()
+    let mut examined = Vec::new();
+    for (path, part) in parts.into_iter().filter(|(path, _)| is_wanted(path)) {
+        examined.push(Examined {
+            found: super::examine(&path, opened, part, options),
+            part: part.ok(),
+            path,
+        });
+        if opened.budget.is_spent() {
+            // The others would be refused in the same words.
+            break;
+        }
+    }
+    examined
 }
 
 /// Whether a person would expect the file to be captured: most of what is mapped has nothing to do with TLS.
@@ -373,7 +380,7 @@ pub fn worth_telling(path: &Path, error: &Error) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_tls = ["libssl", "conscrypt", "boringssl", "libcronet"].iter().any(|part| name.contains(part));
     is_tls && matches!(error, Error::Foreign { .. })
-        || matches!(error, Error::Other { .. } | Error::Unnamed { .. })
+        || matches!(error, Error::Other { .. } | Error::Unnamed { .. } | Error::TooLarge { .. })
 }
 
 #[cfg(test)]
