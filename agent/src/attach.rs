@@ -238,7 +238,7 @@ impl<'a> Half<'a> {
             return Some(Instant::now());
         }
         let wipe = self.wipe.as_ref().map(Wipe::due);
-        [wipe, self.targets.next_judgement()].into_iter().flatten().min()
+        [wipe, self.targets.due()].into_iter().flatten().min()
     }
 
     /// Overwrites a part of the ring, if it is to be, and nothing has a probe that could still write to it.
