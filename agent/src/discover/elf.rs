@@ -449,7 +449,7 @@ pub fn libcrypto(bytes: &dyn Bytes) -> Option<String> {
     let (offset, size) = span(dynamic);
     let count = usize::try_from((size / size_of::<Dyn64<LittleEndian>>() as u64).min(MAX_DYNAMIC)).ok()?;
     let needed = entries::<Dyn64<LittleEndian>>(bytes, offset, count)?;
-    let needed = needed.iter().filter(|entry| entry.d_tag.get(ENDIAN) == DT_NEEDED.into());
+    let needed = needed.iter().filter(|entry| entry.d_tag.get(ENDIAN) == DT_NEEDED);
     let mut names = needed.filter_map(|entry| text::<64>(bytes, strings, entry.d_val.get(ENDIAN)));
     // A name and not a path.
     names.find(|name| name.starts_with("libcrypto") && !name.contains('/'))

@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::OFlag,
     sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs},
 };
@@ -80,13 +81,26 @@ pub struct Opened {
     pub budget: Budget,
 }
 
+impl Opened {
+    /// A regular file that is open already.
+    pub fn of(file: File) -> io::Result<Self> {
+        let stamp = Stamp::of(&regular(file.metadata()?)?);
+        Ok(Self { beneath: stamp.beneath(&file), file, stamp, budget: Budget::default() })
+    }
+}
+
 /// Opens a regular file and nothing else: merely opening a device may do something.
 pub fn open(path: &Path) -> io::Result<Opened> {
     stamp(path)?;
     // Somebody may put a FIFO in its place just now: not to wait for it.
     let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    let stamp = Stamp::of(&regular(file.metadata()?)?);
-    Ok(Opened { beneath: stamp.beneath(&file), file, stamp, budget: Budget::default() })
+    Opened::of(file)
+}
+
+/// Whether it failed for want of something that may be there later.
+pub fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
 }
 
 /// Which regular file is at `path`.

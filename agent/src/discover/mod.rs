@@ -218,9 +218,7 @@ pub enum Error {
 pub fn named(paths: &[PathBuf], options: &Options) -> Result<Vec<Target>, Error> {
     let (mut targets, mut seen, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     for named in paths {
-        // A folder's name may end in that too.
-        let apk = apk::split(named).filter(|(apk, _)| apk.is_file());
-        let (path, entry) = apk.map_or((named.clone(), None), |(apk, entry)| (apk, Some(entry)));
+        let (path, entry) = entry(named).map_or((named.clone(), None), |(apk, entry)| (apk, Some(entry)));
         let opened = open(&path)?;
         let mut parts = parts(&path, &opened)?;
         if let Some(entry) = entry {
@@ -261,6 +259,12 @@ pub fn named(paths: &[PathBuf], options: &Options) -> Result<Vec<Target>, Error>
         }
     }
     Ok(targets)
+}
+
+/// The APK and its entry that a path names, if it names one.
+fn entry(path: &Path) -> Option<(PathBuf, &str)> {
+    // A folder's name may end in that too.
+    apk::split(path).filter(|(apk, _)| apk.is_file())
 }
 
 /// The same open file once more: each target has one of its own.

@@ -31,7 +31,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const CHECK: Duration = Duration::from_secs(5);
 /// How often those in the usual places are.
 const CHECK_PLACES: Duration = Duration::from_secs(60);
-/// How often all processes are looked at where the kernel does not tell what they map.
+/// How often all processes are looked at where the kernel does not tell what they map; and how often the files are that a person
+/// named.
 const SLOW_SCAN: Duration = Duration::from_secs(10);
 /// Changes on their way; the thread waits when there are more.
 const QUEUE: usize = 16;
@@ -80,8 +81,12 @@ struct Watch {
 impl Watch {
     /// Until nobody wants to know any more.
     fn run(mut self) {
-        let mut events = open();
-        self.find(Finder::scan);
+        // Who said what to watch is told of nothing else.
+        let is_restricted = self.finder.is_restricted();
+        let mut events = if is_restricted { None } else { open() };
+        if !is_restricted {
+            self.find(Finder::scan);
+        }
         let mut checked = Instant::now();
         loop {
             let pause = match &events {
@@ -108,8 +113,8 @@ impl Watch {
                     events = open();
                     self.find(Finder::scan);
                 }
-                Some(_) => {}
-                None => self.find(Finder::scan),
+                None if !is_restricted => self.find(Finder::scan),
+                _ => {}
             }
             self.find(Finder::check);
             checked = Instant::now();
