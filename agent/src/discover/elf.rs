@@ -39,7 +39,7 @@ pub const LARGE_TABLE: &str =
     "a table of its symbols has more than 512 MiB; strip it, or name its functions with --offsets";
 /// How many dynamic entries are looked at: the names of the libraries that a file needs come first.
 const MAX_DYNAMIC: u64 = 1024;
-/// What may be read of a file in all, in bytes, again and again included.
+/// What may be read of a file in all, in bytes, again and again included: Chromium, of 297 MB and without symbols, takes 0.5 GiB.
 const MAX_READ: u64 = 4 << 30;
 /// What is said of a file that takes more.
 pub const TOO_MUCH: &str = "more than 4 GiB would have to be read of it; leave it out with --exclude";

@@ -728,7 +728,7 @@ mod tests {
         let path = system.put("opt/named.so", &library());
         let other = system.put("opt/other.so", &library());
         system.map(2, &other);
-        let named = super::super::named(&[path.clone()], &Options::default()).unwrap();
+        let named = super::super::named(std::slice::from_ref(&path), &Options::default()).unwrap();
         named.iter().for_each(|target| system.finder.adopt(target));
         assert_eq!(system.changes(Finder::check), [""; 0]);
         fs::rename(&path, system.path("opt/old")).unwrap();
