@@ -73,10 +73,15 @@ impl Default for Budget {
 
 impl Budget {
     /// Takes what a read of so many bytes costs; false where there is less left, and from then on.
-    fn take(&self, bytes: usize) -> bool {
+    pub(super) fn take(&self, bytes: usize) -> bool {
         let left = self.0.get().checked_sub((bytes as u64).max(LEAST_COST));
         self.0.set(left.unwrap_or(0));
         left.is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn left(&self) -> u64 {
+        self.0.get()
     }
 
     /// Whether something could not be read for want of it.
@@ -506,7 +511,7 @@ mod tests {
         file.set_len(SIZE).unwrap();
         let budget = Budget::default();
         let layout = Layout::of_file(InFile { file: &file, offset: 0, length: SIZE, budget: &budget });
-        (layout, MAX_READ - budget.0.get())
+        (layout, MAX_READ - budget.left())
     }
 
     #[test]

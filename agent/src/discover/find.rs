@@ -440,6 +440,23 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_looked_through_is_told_and_not_taken_for_a_file_without_tls() {
+        const SIZE: u64 = 1 << 40;
+        // The second section holds the strings.
+        let mut content = super::super::tests::library(&["SSL_read"]);
+        let sections = u64::from_le_bytes(content[40..48].try_into().unwrap()) as usize;
+        content[sections + 64 + 32..][..8].copy_from_slice(&(SIZE / 2).to_le_bytes());
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &content).unwrap();
+        file.set_len(SIZE).unwrap();
+        let budget = Budget::default();
+        let look = || find(&file, Part { offset: 0, length: SIZE }, &budget, &Options::default());
+        assert_eq!(look().unwrap_err(), Why::TooLarge(elf::LARGE_TABLE));
+        budget.take(usize::MAX);
+        assert_eq!(look().unwrap_err(), Why::TooLarge(elf::TOO_MUCH));
+    }
+
+    #[test]
     fn openssl_says_its_version() {
         if cfg!(target_arch = "x86_64") {
             let file = File::open(LIBCRYPTO).unwrap();

@@ -69,7 +69,7 @@ struct Known {
     path: PathBuf,
     beneath: Stamp,
     stamp: Stamp,
-    /// Whether it stands in a usual place, and so stays though nobody maps it.
+    /// Whether it stands in a usual place, or a person named it, and so it stays though nobody maps it.
     place: bool,
     /// Somebody who maps it: process id, first address, address behind the last, and the file as that process sees it.
     mapper: Option<(u32, u64, u64, Stamp)>,
@@ -789,6 +789,32 @@ mod tests {
         fs::rename(system.path("opt/base.apk"), system.path("old")).unwrap();
         system.put("opt/base.apk", &content);
         assert_eq!(system.changes(Finder::check)[0], "attach 1");
+    }
+
+    #[test]
+    fn all_libraries_of_an_apk_share_what_may_be_read_of_it() {
+        let system = System::new(&[]);
+        let library = library();
+        let content = apk::tests::apk(&[
+            ("liba.so", &library, false, 4096),
+            ("libb.so", &library, false, 4096),
+            ("libc.so", &library, false, 4096),
+        ]);
+        let path = system.put("opt/base.apk", &content);
+        let opened = file::open(&path).unwrap();
+        assert_eq!(examine(&Options::default(), &path, &opened).len(), 3);
+        // What is left is enough for the directory, and for no library.
+        let opened = file::open(&path).unwrap();
+        let before = opened.budget.left();
+        super::super::parts(&path, &opened).unwrap();
+        let directory = before - opened.budget.left();
+        let left = directory + 2 * 4096;
+        assert!(opened.budget.take(usize::try_from(opened.budget.left() - left).unwrap()));
+        let examined = examine(&Options::default(), &path, &opened);
+        assert!(
+            matches!(&examined[..], [Examined { found: Err(Error::TooLarge { .. }), .. }]),
+            "{examined:?}"
+        );
     }
 
     #[test]

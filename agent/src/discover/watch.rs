@@ -1,7 +1,8 @@
 //! A thread that keeps a [`Finder`] up to date for as long as the program runs, and hands on what it finds.
 //!
 //! It sleeps until the kernel says that a process mapped a file to run, and looks after the targets from time to time; where
-//! the kernel does not say, it looks at all processes from time to time. Whatever it does may take long and be paged in
+//! the kernel does not say, it looks at all processes from time to time. Of a [`Finder`] that is restricted to some files it looks
+//! after these alone. Whatever it does may take long and be paged in
 //! from a slow disk: it is nobody's way that it stands in, and it runs at a low priority.
 
 use std::{
