@@ -26,7 +26,7 @@ use crate::{
     capture::{Capture, SocketHook, filters::Filters},
     discover::{
         self,
-        finder::{Change, Finder},
+        finder::{Change, Finder, Scope},
         watch::{self, Changes},
     },
     link::{self, Link, Message},
@@ -117,7 +117,7 @@ struct Half<'a> {
     capture: Capture,
     filters: Filters,
     targets: Targets,
-    /// What finds more to attach to; none where a person said what to watch, and while nobody is to be captured for.
+    /// What finds more to attach to; none while nobody is to be captured for.
     changes: Option<Changes>,
     /// Whether there is anybody to capture for.
     wanted: bool,
@@ -128,8 +128,8 @@ struct Half<'a> {
 }
 
 impl<'a> Half<'a> {
-    /// Loads the programs and attaches them to all that is to be watched from the start. What will find more, if anything is
-    /// to, comes along, and whether connections' addresses come with their events.
+    /// Loads the programs and attaches them to all that is to be watched from the start. What will find more, unless nobody is to be
+    /// captured for, comes along, and whether connections' addresses come with their events.
     fn start(args: &'a Args, sizes: Sizes, link: &'a Link) -> Result<(Self, Option<Finder>, bool), Error> {
         let (found, finder) = find(args)?;
         let filters = Filters::new(args)?;
@@ -175,7 +175,7 @@ impl<'a> Half<'a> {
             return Err(error.into());
         }
         memory::give_back();
-        Ok((half, finder, hooked))
+        Ok((half, Some(finder), hooked))
     }
 
     /// Reads the command line and its config file again, and takes over what may change while we run.
@@ -238,7 +238,7 @@ impl<'a> Half<'a> {
             return Some(Instant::now());
         }
         let wipe = self.wipe.as_ref().map(Wipe::due);
-        [wipe, self.targets.next_judgement()].into_iter().flatten().min()
+        [wipe, self.targets.due()].into_iter().flatten().min()
     }
 
     /// Overwrites a part of the ring, if it is to be, and nothing has a probe that could still write to it.
@@ -258,12 +258,16 @@ impl<'a> Half<'a> {
     fn begin(&mut self) -> Result<(), Error> {
         self.wanted = true;
         self.wipe = None;
-        let (found, finder) = find(self.args)?;
+        // What is missing just now may be there soon.
+        let (found, finder) = look(self.args);
+        if self.args.no_scan && self.args.library.is_empty() && !found.iter().any(carries) {
+            log::warn!("{}", discover::Error::Nothing);
+        }
         self.capture.begin_anew()?;
         hook(&mut self.capture);
         self.capture.set_filters(&self.filters)?;
         found.into_iter().for_each(|change| self.targets.push(change));
-        self.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
+        self.changes = Some(watch::start(finder).map_err(Error::system("start a thread"))?);
         Ok(())
     }
 
@@ -281,20 +285,40 @@ impl<'a> Half<'a> {
     }
 }
 
-/// What is there to be attached, and what will find more; none where a person said what to watch.
-fn find(args: &Args) -> Result<(Vec<Change>, Option<Finder>), Error> {
+/// What is there to be attached, and what will find more. An error: of what a person named something is not usable, or there is
+/// nothing where nothing more will be found.
+fn find(args: &Args) -> Result<(Vec<Change>, Finder), Error> {
     if !args.library.is_empty() {
         let named = discover::named(&args.library, &args.options())?;
-        return Ok((named.into_iter().map(Change::Attach).collect(), None));
+        let mut finder = Finder::new(scope(args), args.options());
+        named.iter().for_each(|target| finder.adopt(target));
+        return Ok((named.into_iter().map(Change::Attach).collect(), finder));
     }
-    let mut found = Vec::new();
-    let mut finder = Finder::new(args.options());
-    finder.places(&mut |change| found.push(change));
-    let carries = |change: &Change| matches!(change, Change::Attach(target) if target.found.carries());
+    let (found, finder) = look(args);
     if args.no_scan && !found.iter().any(carries) {
         return Err(discover::Error::Nothing.into());
     }
-    Ok((found, (!args.no_scan).then_some(finder)))
+    Ok((found, finder))
+}
+
+/// What is there now to be attached, whatever else there should be, and what will find more.
+fn look(args: &Args) -> (Vec<Change>, Finder) {
+    let mut found = Vec::new();
+    let mut finder = Finder::new(scope(args), args.options());
+    finder.places(&mut |change| found.push(change));
+    (found, finder)
+}
+
+fn scope(args: &Args) -> Scope {
+    match (&args.library[..], args.no_scan) {
+        ([], false) => Scope::Everything,
+        ([], true) => Scope::Places,
+        (paths, _) => Scope::Named(paths.into()),
+    }
+}
+
+fn carries(change: &Change) -> bool {
+    matches!(change, Change::Attach(target) if target.found.carries())
 }
 
 /// Puts the programs on what tells the ends of processes and the addresses of connections; whether those come with events.

@@ -6,7 +6,7 @@ use std::{fs::File, io::Write};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use plaintapd::discover::{
     Options,
-    find::{Part, find},
+    find::{Budget, Part, find},
 };
 
 /// Where the constants stand, and behind them the code, in the file and in memory.
@@ -60,7 +60,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     code.extend(data);
     let file = file(&code);
     if memory.write_all(&file).is_ok() {
-        let found = find(&memory, Part { offset: 0, length: file.len() as u64 }, &Options::default());
+        let whole = Part { offset: 0, length: file.len() as u64 };
+        let found = find(&memory, whole, &Budget::default(), &Options::default());
         // What is found is inside of the code.
         let offsets = found.iter().flat_map(|found| &found.functions).map(|(_, offset)| *offset);
         for offset in offsets {

@@ -74,6 +74,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// There was no memory or no file descriptor left; there may be later.
+    #[error("can't {what} for now")]
+    Short {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The kernel was built without uprobes.
     #[error(
         "this kernel has no uprobes: {UPROBE_EVENTS} is missing; it needs CONFIG_UPROBE_EVENTS and a mounted /sys"
@@ -124,15 +132,8 @@ pub enum SocketHook {
 pub struct Probe {
     program: &'static str,
     link: UProbeLinkId,
-}
-
-/// A function that is looked at, whether it is the one that it is taken for.
-#[derive(Debug)]
-pub struct Guess {
-    /// Where in its page it begins.
-    key: u32,
-    /// What looks at it.
-    pub probe: Probe,
+    /// Where in its page the function begins, if its calls are counted.
+    guess: Option<u32>,
 }
 
 /// A program on something other than a function of a library.
@@ -282,37 +283,53 @@ impl Capture {
                 let what = format!("probe {} in {}", function.name(), target.path.display());
                 Error::from_aya(&what, error.into())
             })?;
-            probes.push(Probe { program: name, link });
+            probes.push(Probe { program: name, link, guess: None });
         }
         Ok(())
     }
 
-    /// Counts the first calls of a function of a target that only its code tells to be one that carries plaintext.
-    pub fn watch_guess(&mut self, target: &Target, offset: u64) -> Result<Guess, Error> {
-        let key = offset as u32 & PAGE_OFFSET;
+    /// Counts the first calls of a function of a target that only its code tells to be one that carries plaintext. None: as the
+    /// programs count, its calls could not be told from those of another function that are counted already.
+    pub fn watch_guess(&mut self, target: &Target, offset: u64) -> Result<Option<Probe>, Error> {
+        let place = offset as u32 & PAGE_OFFSET;
         let mut guesses: HashMap<_, u32, [u32; 2]> = self.map_as(names::GUESSES)?;
+        if guesses.get(&place, 0).is_ok() {
+            return Ok(None);
+        }
         let failed = |error: MapError| Error::from_aya("fill an eBPF map", error.into());
-        guesses.insert(key, [0; 2], 0).map_err(failed)?;
+        guesses.insert(place, [0; 2], 0).map_err(failed)?;
         let path = format!("/proc/self/fd/{}", target.file.as_raw_fd());
         let program: &mut UProbe = self.program(GUESSED_CALL)?;
-        let link = program.attach(offset, &path, UProbeScope::AllProcesses).map_err(|error| {
-            let what = format!("probe a function in {}", target.path.display());
-            Error::from_aya(&what, error.into())
-        })?;
-        Ok(Guess { key, probe: Probe { program: GUESSED_CALL, link } })
+        match program.attach(offset, &path, UProbeScope::AllProcesses) {
+            Ok(link) => Ok(Some(Probe { program: GUESSED_CALL, link, guess: Some(place) })),
+            Err(error) => {
+                self.forget_guess(place)?;
+                let what = format!("probe a function in {}", target.path.display());
+                Err(Error::from_aya(&what, error.into()))
+            }
+        }
     }
 
-    /// How the function of a guess was called so far.
-    pub fn calls(&mut self, guess: &Guess) -> Result<Calls, Error> {
+    /// How the function was called so far whose calls `probe` counts.
+    pub fn calls(&mut self, probe: &Probe) -> Result<Calls, Error> {
         let guesses: HashMap<_, u32, [u32; 2]> = self.map_as(names::GUESSES)?;
-        let [all, odd] = guesses.get(&guess.key, 0).unwrap_or_default();
+        let counted = probe.guess.and_then(|place| guesses.get(&place, 0).ok());
+        let [all, odd] = counted.unwrap_or_default();
         Ok(Calls { all, odd })
+    }
+
+    /// Makes room for another function that begins at the same place of its page.
+    fn forget_guess(&mut self, place: u32) -> Result<(), Error> {
+        let mut guesses: HashMap<_, u32, [u32; 2]> = self.map_as(names::GUESSES)?;
+        guesses.remove(&place).map_err(|error| Error::from_aya("empty an eBPF map", error.into()))
     }
 
     /// Takes a probe away.
     pub fn detach(&mut self, probe: Probe) -> Result<(), Error> {
         let program: &mut UProbe = self.program(probe.program)?;
-        program.detach(probe.link).map_err(|error| Error::from_aya("take a probe away", error.into()))
+        let detached = program.detach(probe.link);
+        probe.guess.map_or(Ok(()), |place| self.forget_guess(place))?;
+        detached.map_err(|error| Error::from_aya("take a probe away", error.into()))
     }
 
     /// Attaches what tells the ends of threads and processes.
@@ -518,21 +535,30 @@ impl Error {
     /// Sorts out what the kernel meant, from the error number at the end of aya's chain.
     fn from_aya(what: &str, error: aya::EbpfError) -> Self {
         let what = what.to_owned();
-        // The verifier's word for code that it does not take is EACCES too.
-        let refused = match &error {
-            aya::EbpfError::ProgramError(ProgramError::LoadError { .. }) => &[Errno::EPERM][..],
-            _ => &[Errno::EPERM, Errno::EACCES],
-        };
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-            if let Some(errno) = number.map(Errno::from_raw).filter(|errno| refused.contains(errno)) {
-                return Self::NotPermitted { what, remedy: remedy(errno), source: errno.into() };
+        let is_load = matches!(&error, aya::EbpfError::ProgramError(ProgramError::LoadError { .. }));
+        match errno(&error) {
+            // The verifier's word for code that it does not take is EACCES too.
+            Some(errno @ (Errno::EPERM | Errno::EACCES)) if errno == Errno::EPERM || !is_load => {
+                Self::NotPermitted { what, remedy: remedy(errno), source: errno.into() }
             }
-            cause = error.source();
+            Some(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN)) if !is_load => {
+                Self::Short { what, source: errno.into() }
+            }
+            _ => Self::Kernel { what, source: Box::new(error) },
         }
-        Self::Kernel { what, source: Box::new(error) }
     }
+}
+
+/// The error number at the end of aya's chain.
+fn errno(error: &aya::EbpfError) -> Option<Errno> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(Errno::from_raw(number));
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// What to do where the kernel said `errno`. Source: linux, security/selinux/hooks.c: what SELinux denies is EACCES.

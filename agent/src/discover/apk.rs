@@ -79,7 +79,11 @@ pub fn libraries(bytes: InFile<'_>) -> Result<Vec<Library>, &'static str> {
             && path.ends_with(".so")
             && libraries.len() < MAX_LIBRARIES
         {
-            libraries.push(Library { name: path.to_owned(), part: part(bytes, header) });
+            let part = part(bytes, header);
+            // Several entries may name the same bytes, each of which would be looked through.
+            if part.is_err() || libraries.iter().all(|library: &Library| library.part != part) {
+                libraries.push(Library { name: path.to_owned(), part });
+            }
         }
         rest = rest.get(DIRECTORY_HEADER + name + extra + comment..).ok_or(BROKEN)?;
     }
@@ -139,7 +143,7 @@ pub mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::find::Budget, *};
 
     /// The folder's name.
     pub const ABI: &str = if cfg!(target_arch = "aarch64") { "arm64-v8a" } else { "x86_64" };
@@ -182,7 +186,7 @@ pub mod tests {
     fn libraries_of(content: &[u8]) -> Result<Vec<Library>, &'static str> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        libraries(InFile { file: &file, offset: 0, length: content.len() as u64 })
+        libraries(InFile { file: &file, offset: 0, length: content.len() as u64, budget: &Budget::default() })
     }
 
     #[test]
@@ -205,6 +209,17 @@ pub mod tests {
     }
 
     #[test]
+    fn bytes_that_two_entries_name_are_one_library() {
+        let mut apk = apk(&[("liba.so", b"first", false, 4096), ("libb.so", b"other", false, 4096)]);
+        let entry = |name: &[u8]| apk.windows(name.len()).rposition(|it| it == name).unwrap() - FOLDER.len();
+        let [first, second] = [&b"liba.so"[..], b"libb.so"].map(entry);
+        // Where its content is stands in the last 4 bytes before its name.
+        apk.copy_within(first - 4..first, second - 4);
+        let found = libraries_of(&apk).unwrap();
+        assert!(found.len() == 1 && found[0].name.ends_with("liba.so"), "{found:?}");
+    }
+
+    #[test]
     fn what_zip_makes_is_read() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(folder.path().join(FOLDER)).unwrap();
@@ -216,7 +231,7 @@ pub mod tests {
         assert!(made.expect("python3 is missing: bash ci/setup.sh test").success());
         let file = File::open(folder.path().join("a.apk")).unwrap();
         let length = file.metadata().unwrap().len();
-        let found = libraries(InFile { file: &file, offset: 0, length }).unwrap();
+        let found = libraries(InFile { file: &file, offset: 0, length, budget: &Budget::default() }).unwrap();
         assert_eq!(found, [Library { name: format!("{FOLDER}libx.so"), part: Err(COMPRESSED) }]);
     }
 

@@ -8,9 +8,12 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::OFlag,
     sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs},
 };
+
+use super::find::Budget;
 
 /// Stands for the device of a file beneath an overlay, which nobody tells.
 const OVERLAID: u64 = 0;
@@ -74,6 +77,16 @@ pub struct Opened {
     pub stamp: Stamp,
     /// Which one it is beneath an overlay.
     pub beneath: Stamp,
+    /// What may be read of it, of all its parts together.
+    pub budget: Budget,
+}
+
+impl Opened {
+    /// A regular file that is open already.
+    pub fn of(file: File) -> io::Result<Self> {
+        let stamp = Stamp::of(&regular(file.metadata()?)?);
+        Ok(Self { beneath: stamp.beneath(&file), file, stamp, budget: Budget::default() })
+    }
 }
 
 /// Opens a regular file and nothing else: merely opening a device may do something.
@@ -81,8 +94,13 @@ pub fn open(path: &Path) -> io::Result<Opened> {
     stamp(path)?;
     // Somebody may put a FIFO in its place just now: not to wait for it.
     let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    let stamp = Stamp::of(&regular(file.metadata()?)?);
-    Ok(Opened { beneath: stamp.beneath(&file), file, stamp })
+    Opened::of(file)
+}
+
+/// Whether it failed for want of something that may be there later.
+pub fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
 }
 
 /// Which regular file is at `path`.

@@ -11,6 +11,8 @@ use super::{
     infer, other,
 };
 
+pub use super::elf::Budget;
+
 /// Where the offsets of a file's functions come from, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
@@ -92,6 +94,8 @@ pub enum Why {
     Other(&'static str),
     /// It has BoringSSL or OpenSSL in it, and nothing tells where their functions are, for this reason.
     Unnamed(&'static str),
+    /// It may have something to probe, and is too large to be looked through: so large.
+    TooLarge(&'static str),
 }
 
 /// Functions with their offsets in bytes, or with their addresses.
@@ -106,9 +110,14 @@ pub struct Part {
     pub length: u64,
 }
 
-/// Looks for the functions in a part of `file`.
-pub fn find(file: &File, part: Part, options: &Options) -> Result<Found, Why> {
-    let bytes = InFile { file, offset: part.offset, length: part.length };
+/// Looks for the functions in a part of `file`, of which no more is read than `budget` allows.
+pub fn find(file: &File, part: Part, budget: &Budget, options: &Options) -> Result<Found, Why> {
+    let found = look(InFile { file, offset: part.offset, length: part.length, budget }, options);
+    // What was not read may have been what tells.
+    if budget.is_spent() { Err(Why::TooLarge(elf::TOO_MUCH)) } else { found }
+}
+
+fn look(bytes: InFile<'_>, options: &Options) -> Result<Found, Why> {
     let layout = Layout::of_file(bytes).map_err(Why::Foreign)?;
     let named = by_symbols(bytes, &layout);
     let carries = |(functions, _): &(Functions, How)| functions.iter().any(|(it, _)| it.carries());
@@ -128,7 +137,7 @@ pub fn find(file: &File, part: Part, options: &Options) -> Result<Found, Why> {
         (Err(why), Err(Why::NoFunctions)) | (_, Err(why)) => return Err(why),
     };
     for (_, offset) in &mut functions {
-        *offset = offset.checked_add(part.offset).ok_or(Why::Foreign(elf::BROKEN))?;
+        *offset = offset.checked_add(bytes.offset).ok_or(Why::Foreign(elf::BROKEN))?;
     }
     let version = layout.constants.filter(|_| flavour == Flavour::OpenSsl);
     let version = version.and_then(|constants| openssl_version(bytes, constants));
@@ -137,7 +146,7 @@ pub fn find(file: &File, part: Part, options: &Options) -> Result<Found, Why> {
 
 /// The functions by the best of the symbol tables that has any which carry plaintext, or else by one that has `BIO_write`.
 fn by_symbols(bytes: InFile<'_>, layout: &Layout) -> Result<(Functions, How), Why> {
-    let mut second = None;
+    let (mut second, mut is_too_large) = (None, false);
     let mut take = |functions: Functions, how| {
         if functions.iter().any(|(function, _)| function.carries()) {
             return Some((functions, how));
@@ -149,6 +158,10 @@ fn by_symbols(bytes: InFile<'_>, layout: &Layout) -> Result<(Functions, How), Wh
     };
     for (table, how) in [(layout.dynamic, How::Symbols), (layout.full, How::SymbolTable)] {
         let Some(table) = table else { continue };
+        if table.is_too_large() {
+            is_too_large = true;
+            continue;
+        }
         let functions = layout.functions(&bytes, table).map_err(Why::Foreign)?;
         if let Some(found) = take(functions, how) {
             return Ok(found);
@@ -164,7 +177,7 @@ fn by_symbols(bytes: InFile<'_>, layout: &Layout) -> Result<(Functions, How), Wh
     {
         return Ok(found);
     }
-    second.ok_or(Why::NoFunctions)
+    second.ok_or(if is_too_large { Why::TooLarge(elf::LARGE_TABLE) } else { Why::NoFunctions })
 }
 
 /// Whose library it is that has these functions.
@@ -279,7 +292,7 @@ mod tests {
     fn find_in(path: &Path) -> Result<Found, Why> {
         let file = File::open(path).unwrap();
         let length = file.metadata().unwrap().len();
-        find(&file, Part { offset: 0, length }, &Options::default())
+        find(&file, Part { offset: 0, length }, &Budget::default(), &Options::default())
     }
 
     /// A library of two functions without dynamic symbols for them, as a program that links TLS statically is.
@@ -367,7 +380,7 @@ mod tests {
         fs::write(&outer, [&[b'x'; 4096], &content[..], b"more"].concat()).unwrap();
         let file = File::open(&outer).unwrap();
         let part = Part { offset: 4096, length: content.len() as u64 };
-        let found = find(&file, part, &Options::default()).unwrap();
+        let found = find(&file, part, &Budget::default(), &Options::default()).unwrap();
         let moved: Vec<_> =
             alone.functions.iter().map(|(function, offset)| (*function, offset + 4096)).collect();
         assert_eq!((found.functions, found.build_id), (moved, alone.build_id));
@@ -412,7 +425,7 @@ mod tests {
             fs::write(&table, format!("{build_id} SSL_free={} SSL_write={write}\n", address("SSL_free")))
                 .unwrap();
             let offsets = table.to_str().unwrap().parse().unwrap();
-            find(&file, part, &Options { offsets, no_inferred, ..Options::default() })
+            find(&file, part, &Budget::default(), &Options { offsets, no_inferred, ..Options::default() })
         };
         let found = with(&address("SSL_write"), true).unwrap();
         assert_eq!((found.how, found.functions.len()), (How::Offsets, 2));
@@ -421,15 +434,34 @@ mod tests {
         assert!(
             matches!(with(&inside, false), Err(Why::Unnamed(why)) if why.contains("no functions' beginnings"))
         );
-        let guesses = find(&file, part, &Options { no_inferred: true, ..Options::default() });
+        let guesses =
+            find(&file, part, &Budget::default(), &Options { no_inferred: true, ..Options::default() });
         assert!(matches!(guesses, Err(Why::Unnamed(why)) if why.contains("--no-inferred")));
+    }
+
+    #[test]
+    fn what_was_not_looked_through_is_told_and_not_taken_for_a_file_without_tls() {
+        const SIZE: u64 = 1 << 40;
+        // The second section holds the strings.
+        let mut content = super::super::tests::library(&["SSL_read"]);
+        let sections = u64::from_le_bytes(content[40..48].try_into().unwrap()) as usize;
+        content[sections + 64 + 32..][..8].copy_from_slice(&(SIZE / 2).to_le_bytes());
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &content).unwrap();
+        file.set_len(SIZE).unwrap();
+        let budget = Budget::default();
+        let look = || find(&file, Part { offset: 0, length: SIZE }, &budget, &Options::default());
+        assert_eq!(look().unwrap_err(), Why::TooLarge(elf::LARGE_TABLE));
+        budget.take(usize::MAX);
+        assert_eq!(look().unwrap_err(), Why::TooLarge(elf::TOO_MUCH));
     }
 
     #[test]
     fn openssl_says_its_version() {
         if cfg!(target_arch = "x86_64") {
             let file = File::open(LIBCRYPTO).unwrap();
-            let bytes = InFile { file: &file, offset: 0, length: file.metadata().unwrap().len() };
+            let length = file.metadata().unwrap().len();
+            let bytes = InFile { file: &file, offset: 0, length, budget: &Budget::default() };
             let version = openssl_version(bytes, Layout::of_file(bytes).unwrap().constants.unwrap()).unwrap();
             assert!(
                 run("openssl", &["version"]).contains(&format!("Library: OpenSSL {version} ")),

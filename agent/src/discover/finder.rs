@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Error, NamedPart, Options, Target,
+    Error, Options, Target,
     file::{self, Opened, Stamp},
     find::{Found, Part},
     maps::{self, Mapping},
@@ -28,6 +28,23 @@ const MAX_TARGETS: usize = 128;
 const LINGER: Duration = Duration::from_secs(600);
 /// The same for a file that is gone or replaced: a probe keeps its room on the disk.
 const LINGER_GONE: Duration = Duration::from_secs(5);
+/// How often the usual places are looked for where nothing else tells of new files.
+const PLACES: Duration = Duration::from_secs(60);
+/// How long until everything is looked at again, where something was short to look into a file; then twice as long each time, up
+/// to a most.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+
+/// Where to look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// In the usual places, and at all that processes map.
+    Everything,
+    /// In the usual places.
+    Places,
+    /// At these files, or entries of APKs.
+    Named(Vec<PathBuf>),
+}
 
 /// What is to be done.
 #[derive(Debug)]
@@ -52,7 +69,7 @@ struct Known {
     path: PathBuf,
     beneath: Stamp,
     stamp: Stamp,
-    /// Whether it stands in a usual place, and so stays though nobody maps it.
+    /// Whether it stands in a usual place, or a person named it, and so it stays though nobody maps it.
     place: bool,
     /// Somebody who maps it: process id, first address, address behind the last, and the file as that process sees it.
     mapper: Option<(u32, u64, u64, Stamp)>,
@@ -75,6 +92,7 @@ impl Known {
 pub struct Finder {
     root: PathBuf,
     proc: PathBuf,
+    scope: Scope,
     options: Options,
     seen: Recent<Stamp, Verdict>,
     targets: HashMap<u64, Known>,
@@ -82,6 +100,11 @@ pub struct Finder {
     full: bool,
     /// Whether files were parsed since somebody asked.
     parsed: bool,
+    /// When the places were looked for last.
+    sought: Instant,
+    /// When everything is to be looked at again, as something was short, and how long that was put off.
+    again: Option<Instant>,
+    pause: Duration,
 }
 
 /// Takes the changes.
@@ -89,27 +112,98 @@ pub type Sink<'a> = &'a mut dyn FnMut(Change);
 
 impl Finder {
     /// Knows nothing yet.
-    pub fn new(options: Options) -> Self {
-        Self::below(Path::new("/"), Path::new("/proc"), options)
+    pub fn new(scope: Scope, options: Options) -> Self {
+        Self::below(Path::new("/"), Path::new("/proc"), scope, options)
     }
 
-    fn below(root: &Path, proc: &Path, options: Options) -> Self {
+    fn below(root: &Path, proc: &Path, scope: Scope, mut options: Options) -> Self {
+        if matches!(scope, Scope::Named(_)) {
+            // Who names a file wants it.
+            options.exclude.clear();
+        }
         Self {
             root: root.into(),
             proc: proc.into(),
+            scope,
             options,
             seen: Recent::new(FILES),
             targets: HashMap::new(),
             next: 0,
             full: false,
             parsed: false,
+            sought: Instant::now(),
+            again: None,
+            pause: Duration::ZERO,
         }
     }
 
-    /// Looks into the usual places.
+    /// Takes note of a target that was found already, in a file that is to be watched whoever maps it.
+    pub fn adopt(&mut self, target: &Target) {
+        // One that can't be told from others any more is watched as it is.
+        let Ok(Opened { stamp, beneath, .. }) = target.file.try_clone().and_then(Opened::of) else { return };
+        let path = super::entry(&target.path).map_or(target.path.clone(), |(apk, _)| apk);
+        let known = Known { path, beneath, stamp, place: true, mapper: None, unmapped: None };
+        self.targets.insert(target.id, known);
+        self.next = self.next.max(target.id + 1);
+        self.remember(stamp, Verdict::Target(target.id));
+    }
+
+    /// Whether only some files are looked at: there is no need to know what processes map.
+    pub fn is_restricted(&self) -> bool {
+        self.scope != Scope::Everything
+    }
+
+    /// Looks into the places that are watched whoever maps what is there.
     pub fn places(&mut self, sink: Sink<'_>) {
-        for path in places::candidates(&self.root) {
-            self.place(&path, sink);
+        for path in self.candidates() {
+            match &self.scope {
+                Scope::Named(_) if !path.exists() => {
+                    let source = io::ErrorKind::NotFound.into();
+                    sink(Change::Refuse(Error::Read { path, source }));
+                }
+                _ => self.place(&path, sink),
+            }
+        }
+    }
+
+    /// The files that are to be watched whoever maps them.
+    fn candidates(&self) -> Vec<PathBuf> {
+        let Scope::Named(paths) = &self.scope else { return places::candidates(&self.root) };
+        paths.iter().map(|path| super::entry(path).map_or(path.clone(), |(apk, _)| apk)).collect()
+    }
+
+    /// Looks for files that were not in their places before.
+    fn seek(&mut self, sink: Sink<'_>) {
+        self.sought = Instant::now();
+        for path in self.candidates() {
+            let is_new = file::stamp(&path).is_ok_and(|stamp| match self.seen.peek(&stamp) {
+                Some(Verdict::Target(id)) => !self.targets.get(id).is_some_and(|known| known.place),
+                Some(Verdict::Other) => false,
+                None => true,
+            });
+            if is_new {
+                self.place(&path, sink);
+            }
+        }
+    }
+
+    /// Whether what is called `name` in the file at `path` is to be looked at: if a person named entries of an APK, those alone.
+    fn is_wanted(&self, path: &Path, name: &Path) -> bool {
+        let Scope::Named(paths) = &self.scope else { return true };
+        let has_entries = paths.iter().any(|named| super::entry(named).is_some_and(|(apk, _)| apk == path));
+        !has_entries || paths.iter().any(|named| named == path || named == name)
+    }
+
+    /// Whether it is the file that stands in a place, or an entry that a person named, and not one of many in an APK.
+    fn is_meant(&self, path: &Path, name: &Path) -> bool {
+        name == path || matches!(&self.scope, Scope::Named(paths) if paths.iter().any(|named| named == name))
+    }
+
+    /// Takes note of an error: what was short may be there later, and then all is looked at again.
+    fn note(&mut self, error: &io::Error) {
+        if file::is_shortage(error) && self.again.is_none() {
+            self.pause = (2 * self.pause).clamp(FIRST_PAUSE, MAX_PAUSE);
+            self.again = Some(Instant::now() + self.pause);
         }
     }
 
@@ -119,12 +213,13 @@ impl Finder {
         let mut done = HashSet::new();
         for pid in processes {
             let proc = self.proc.clone();
-            // A process may end, or be one that nobody may look into.
-            let _ = maps::each(&proc, pid, |Mapping { start, end, device, inode, .. }| {
+            let looked = maps::each(&proc, pid, |Mapping { start, end, device, inode, .. }| {
                 if !done.contains(&(device, inode)) && self.mapped_now(pid, start, end, sink).is_ok() {
                     done.insert((device, inode));
                 }
             });
+            // A process may end, or be one that nobody may look into.
+            looked.unwrap_or_else(|error| self.note(&error));
             thread::yield_now();
         }
     }
@@ -159,15 +254,16 @@ impl Finder {
             }
             Some(Verdict::Target(_)) | None => {
                 let (path, _) = file::name(&link)?;
-                let opened = file::open(&link)?;
+                let opened = file::open(&link).inspect_err(|error| self.note(error))?;
                 if let Some(id) = self.look(&path, opened, false, sink) {
                     self.has_mapper(id, (pid, start, end, stamp));
                 }
             }
         }
         // Used now, so kept.
-        let verdict = self.seen.peek(&stamp).copied().unwrap_or(Verdict::Other);
-        self.seen.get_or_insert_with(stamp, || verdict);
+        if let Some(verdict) = self.seen.peek(&stamp).copied() {
+            self.seen.get_or_insert_with(stamp, || verdict);
+        }
         Ok(())
     }
 
@@ -200,6 +296,11 @@ impl Finder {
         for path in replaced {
             self.place(&path, sink);
         }
+        match self.scope {
+            Scope::Named(_) => self.seek(sink),
+            Scope::Places if self.sought.elapsed() >= PLACES => self.seek(sink),
+            _ => {}
+        }
         let mut lost = false;
         for known in self.targets.values_mut().filter(|known| !known.place) {
             let Some((pid, start, end, seen)) = known.mapper else {
@@ -213,9 +314,16 @@ impl Finder {
                 lost = true;
             }
         }
+        let is_due = self.again.take_if(|due| *due <= Instant::now()).is_some();
+        if is_due {
+            self.seek(sink);
+        }
         // Somebody else may have mapped it before; who does from now on is told.
-        if lost || self.targets.values().any(|known| known.is_due(LINGER, LINGER_GONE)) {
+        if lost || is_due || self.targets.values().any(|known| known.is_due(LINGER, LINGER_GONE)) {
             self.scan(sink);
+        }
+        if self.again.is_none() {
+            self.pause = Duration::ZERO;
         }
         self.let_go(LINGER, LINGER_GONE, sink);
     }
@@ -223,7 +331,8 @@ impl Finder {
     /// Whether any target must be looked after closely.
     pub fn is_watchful(&self) -> bool {
         let soon = |since: Instant| since.elapsed() < 2 * LINGER_GONE;
-        self.targets.values().any(|known| !known.place && known.unmapped.is_none_or(soon))
+        self.again.is_some()
+            || self.targets.values().any(|known| !known.place && known.unmapped.is_none_or(soon))
     }
 
     /// Whether files were parsed since this was last asked: that takes memory.
@@ -258,13 +367,16 @@ impl Finder {
     fn place(&mut self, path: &Path, sink: Sink<'_>) {
         match file::open(path) {
             Ok(opened) => {
-                let libcrypto = super::libcrypto(path, &opened.file);
+                let libcrypto = super::libcrypto(path, &opened);
                 if let (Some(_), Some(libcrypto)) = (self.look(path, opened, true, sink), libcrypto) {
                     self.place(&libcrypto, sink);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => sink(Change::Refuse(Error::Read { path: path.into(), source })),
+            Err(source) => {
+                self.note(&source);
+                sink(Change::Refuse(Error::Read { path: path.into(), source }));
+            }
         }
     }
 
@@ -278,6 +390,9 @@ impl Finder {
             self.remember(stamp, Verdict::Target(id));
             return Some(id);
         }
+        if !place && self.is_restricted() {
+            return None;
+        }
         // Written to while it was probed: what is at the old offsets now, nobody knows.
         self.targets.retain(|id, known| {
             let rewritten = known.stamp.same_inode(&stamp);
@@ -287,17 +402,29 @@ impl Finder {
             !rewritten
         });
         self.parsed = true;
-        let (mut first, mut refused) = (None, Vec::new());
+        let (mut found_all, mut refused) = (Vec::new(), Vec::new());
         for Examined { path: name, found, .. } in examine(&self.options, path, &opened) {
+            if !self.is_wanted(path, &name) {
+                continue;
+            }
             match found.and_then(|found| Ok((super::again(&name, &opened)?, found))) {
-                Ok((file, found)) => {
-                    let Some(id) = self.add(path, &opened, place, sink) else { break };
-                    first.get_or_insert(id);
-                    sink(Change::Attach(Target { id, path: name, file, found }));
+                Ok((file, found)) => found_all.push((name, file, found)),
+                // Nothing is said of the file then, nor remembered.
+                Err(Error::Read { source, .. }) if file::is_shortage(&source) => {
+                    self.note(&source);
+                    return None;
                 }
-                Err(error) if place || worth_telling(&name, &error) => refused.push(error),
+                Err(error) if place && self.is_meant(path, &name) || worth_telling(&name, &error) => {
+                    refused.push(error);
+                }
                 Err(_) => {}
             }
+        }
+        let mut first = None;
+        for (name, file, found) in found_all {
+            let Some(id) = self.add(path, &opened, place, sink) else { break };
+            first.get_or_insert(id);
+            sink(Change::Attach(Target { id, path: name, file, found }));
         }
         // What can't be attached for want of room is not parsed again and again either.
         if !self.remember(stamp, first.map_or(Verdict::Other, Verdict::Target)) {
@@ -360,12 +487,19 @@ pub fn examine(options: &Options, path: &Path, opened: &Opened) -> Vec<Examined>
         Ok(parts) => parts,
         Err(error) => return vec![Examined { path: path.into(), part: None, found: Err(error) }],
     };
-    let examined = |(path, part): NamedPart| Examined {
-        found: super::examine(&path, opened, part, options),
-        part: part.ok(),
-        path,
-    };
-    parts.into_iter().filter(|(path, _)| is_wanted(path)).map(examined).collect()
+    let mut examined = Vec::new();
+    for (path, part) in parts.into_iter().filter(|(path, _)| is_wanted(path)) {
+        examined.push(Examined {
+            found: super::examine(&path, opened, part, options),
+            part: part.ok(),
+            path,
+        });
+        if opened.budget.is_spent() {
+            // The others would be refused in the same words.
+            break;
+        }
+    }
+    examined
 }
 
 /// Whether a person would expect the file to be captured: most of what is mapped has nothing to do with TLS.
@@ -373,7 +507,7 @@ pub fn worth_telling(path: &Path, error: &Error) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_tls = ["libssl", "conscrypt", "boringssl", "libcronet"].iter().any(|part| name.contains(part));
     is_tls && matches!(error, Error::Foreign { .. })
-        || matches!(error, Error::Other { .. } | Error::Unnamed { .. })
+        || matches!(error, Error::Other { .. } | Error::Unnamed { .. } | Error::TooLarge { .. })
 }
 
 #[cfg(test)]
@@ -393,9 +527,18 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let exclude: Vec<String> = exclude.iter().map(|pattern| (*pattern).to_owned()).collect();
             let options = Options { exclude, ..Options::default() };
-            let finder = Finder::below(folder.path(), &folder.path().join("proc"), options);
+            let finder =
+                Finder::below(folder.path(), &folder.path().join("proc"), Scope::Everything, options);
             fs::create_dir(folder.path().join("proc")).unwrap();
             Self { folder, finder }
+        }
+
+        /// The same, with a finder that looks only there.
+        fn within(scope: impl FnOnce(&Self) -> Scope) -> Self {
+            let mut system = Self::new(&[]);
+            let (root, proc) = (system.path(""), system.path("proc"));
+            system.finder = Finder::below(&root, &proc, scope(&system), Options::default());
+            system
         }
 
         fn path(&self, path: &str) -> PathBuf {
@@ -577,6 +720,132 @@ mod tests {
             system.changes(|finder, sink| finder.let_go(Duration::ZERO, Duration::ZERO, sink)),
             [gone]
         );
+    }
+
+    #[test]
+    fn a_named_file_is_followed_when_replaced_and_nothing_else_is_watched() {
+        let mut system = System::within(|system| Scope::Named(vec![system.path("opt/named.so")]));
+        let path = system.put("opt/named.so", &library());
+        let other = system.put("opt/other.so", &library());
+        system.map(2, &other);
+        let named = super::super::named(std::slice::from_ref(&path), &Options::default()).unwrap();
+        named.iter().for_each(|target| system.finder.adopt(target));
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        fs::rename(&path, system.path("opt/old")).unwrap();
+        system.map(1, &system.path("opt/old"));
+        system.put("opt/named.so", &library());
+        assert_eq!(system.changes(Finder::check), ["attach 1"]);
+        assert_eq!(system.changes(Finder::scan), [""; 0]);
+        // The old one as long as somebody maps it.
+        let let_go =
+            |finder: &mut Finder, sink: Sink<'_>| finder.let_go(Duration::ZERO, Duration::ZERO, sink);
+        assert_eq!(system.changes(let_go), [""; 0]);
+        system.end(1);
+        system.changes(Finder::check);
+        assert_eq!(system.changes(let_go), ["detach 0: no process maps it any more"]);
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_or_broken_is_attached_once_it_is_usable() {
+        let mut system = System::within(|system| Scope::Named(vec![system.path("opt/named.so")]));
+        let refused = system.changes(Finder::places);
+        assert!(refused.len() == 1 && refused[0].starts_with("refuse: can't read"), "{refused:?}");
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        let path = system.put("opt/named.so", &library()[..100]);
+        let refused = system.changes(Finder::check);
+        assert!(refused.len() == 1 && refused[0].starts_with("refuse: "), "{refused:?}");
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        // It may be mapped before it is looked for.
+        system.put("opt/named.so", &library());
+        system.map(1, &path);
+        assert_eq!(system.changes(Finder::scan), [""; 0]);
+        assert_eq!(system.changes(Finder::check), ["attach 0"]);
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        system.put("opt/named.so", &[&library()[..], b"more"].concat());
+        // It may have the old one's inode.
+        assert_eq!(system.changes(Finder::check).last().unwrap(), "attach 1");
+    }
+
+    #[test]
+    fn of_an_apk_the_entries_are_followed_that_were_named() {
+        let entry = |system: &System, name| {
+            system.path(&format!("opt/base.apk{}lib/{}/{name}", apk::SEPARATOR, apk::tests::ABI))
+        };
+        let mut system =
+            System::within(|system| Scope::Named(vec![entry(system, "liba.so"), entry(system, "libb.so")]));
+        let library = library();
+        let content = apk::tests::apk(&[
+            ("liba.so", &library, false, 4096),
+            ("libb.so", b"text", false, 4096),
+            ("libc.so", &library, false, 4096),
+            ("libd.so", b"text", false, 4096),
+        ]);
+        system.put("opt/base.apk", &content);
+        let changes = system.changes(Finder::places);
+        let [attached, refused] = &changes[..] else { panic!("{changes:?}") };
+        assert!(attached == "attach 0" && refused.contains("libb.so"), "{changes:?}");
+        fs::rename(system.path("opt/base.apk"), system.path("old")).unwrap();
+        system.put("opt/base.apk", &content);
+        assert_eq!(system.changes(Finder::check)[0], "attach 1");
+    }
+
+    #[test]
+    fn all_libraries_of_an_apk_share_what_may_be_read_of_it() {
+        let system = System::new(&[]);
+        let library = library();
+        let content = apk::tests::apk(&[
+            ("liba.so", &library, false, 4096),
+            ("libb.so", &library, false, 4096),
+            ("libc.so", &library, false, 4096),
+        ]);
+        let path = system.put("opt/base.apk", &content);
+        let opened = file::open(&path).unwrap();
+        assert_eq!(examine(&Options::default(), &path, &opened).len(), 3);
+        // What is left is enough for the directory, and for no library.
+        let opened = file::open(&path).unwrap();
+        let before = opened.budget.left();
+        super::super::parts(&path, &opened).unwrap();
+        let directory = before - opened.budget.left();
+        let left = directory + 2 * 4096;
+        assert!(opened.budget.take(usize::try_from(opened.budget.left() - left).unwrap()));
+        let examined = examine(&Options::default(), &path, &opened);
+        assert!(
+            matches!(&examined[..], [Examined { found: Err(Error::TooLarge { .. }), .. }]),
+            "{examined:?}"
+        );
+    }
+
+    #[test]
+    fn usual_places_are_looked_for_again_where_nothing_else_tells_of_new_files() {
+        let mut system = System::within(|_| Scope::Places);
+        assert_eq!(system.changes(Finder::places), [""; 0]);
+        let path = system.put("usr/lib/libssl.so.3", &library());
+        system.map(1, &path);
+        assert_eq!(system.changes(Finder::scan), [""; 0]);
+        assert_eq!(system.changes(Finder::check), [""; 0]);
+        system.finder.sought -= PLACES;
+        assert_eq!(system.changes(Finder::check), ["attach 0"]);
+    }
+
+    #[test]
+    fn what_something_was_short_for_is_looked_at_again_ever_less_often() {
+        let mut system = System::new(&[]);
+        let path = system.put("opt/libprivate.so", &library());
+        system.map(1, &path);
+        assert!(!system.finder.is_watchful());
+        for seconds in [5, 10, 20, 40, 80, 160, 300, 300] {
+            system.finder.note(&io::Error::from_raw_os_error(nix::libc::EMFILE));
+            assert!(system.finder.is_watchful() && system.finder.pause.as_secs() == seconds);
+            assert_eq!(system.changes(Finder::check), [""; 0]);
+            system.finder.again = None;
+        }
+        system.finder.note(&io::Error::from_raw_os_error(nix::libc::ENOENT));
+        assert_eq!(system.finder.again, None);
+        system.finder.again = Some(Instant::now());
+        assert_eq!(system.changes(Finder::check), ["attach 0"]);
+        assert_eq!((system.finder.again, system.finder.pause), (None, Duration::ZERO));
     }
 
     #[test]

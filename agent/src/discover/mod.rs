@@ -191,6 +191,14 @@ pub enum Error {
         /// Why its code was of no help.
         why: &'static str,
     },
+    /// Nobody knows what it has.
+    #[error("{path} was not looked through: {why}")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// How large it is, and what to do.
+        why: &'static str,
+    },
     /// Its TLS is of another make.
     #[error(
         "{path} has {what}, whose plaintext goes through neither BoringSSL nor OpenSSL: it can't be captured"
@@ -210,9 +218,7 @@ pub enum Error {
 pub fn named(paths: &[PathBuf], options: &Options) -> Result<Vec<Target>, Error> {
     let (mut targets, mut seen, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     for named in paths {
-        // A folder's name may end in that too.
-        let apk = apk::split(named).filter(|(apk, _)| apk.is_file());
-        let (path, entry) = apk.map_or((named.clone(), None), |(apk, entry)| (apk, Some(entry)));
+        let (path, entry) = entry(named).map_or((named.clone(), None), |(apk, entry)| (apk, Some(entry)));
         let opened = open(&path)?;
         let mut parts = parts(&path, &opened)?;
         if let Some(entry) = entry {
@@ -232,7 +238,7 @@ pub fn named(paths: &[PathBuf], options: &Options) -> Result<Vec<Target>, Error>
             let place = (opened.beneath, part.ok().map(|part| part.offset));
             if !seen.contains(&place) {
                 seen.push(place);
-                beside.extend(libcrypto(&path, &opened.file));
+                beside.extend(libcrypto(&path, &opened));
                 let file = again(&path, &opened)?;
                 targets.push(Target { id: targets.len() as u64, path, file, found });
             }
@@ -255,14 +261,20 @@ pub fn named(paths: &[PathBuf], options: &Options) -> Result<Vec<Target>, Error>
     Ok(targets)
 }
 
+/// The APK and its entry that a path names, if it names one.
+fn entry(path: &Path) -> Option<(PathBuf, &str)> {
+    // A folder's name may end in that too.
+    apk::split(path).filter(|(apk, _)| apk.is_file())
+}
+
 /// The same open file once more: each target has one of its own.
 fn again(path: &Path, opened: &Opened) -> Result<File, Error> {
     opened.file.try_clone().map_err(|source| Error::Read { path: path.into(), source })
 }
 
-/// The libcrypto that the library `file` at `path` asks for, in the same folder, as it is on Android and Linux.
-fn libcrypto(path: &Path, file: &File) -> Option<PathBuf> {
-    Some(path.canonicalize().ok()?.with_file_name(elf::libcrypto(file)?))
+/// The libcrypto that the library at `path` asks for, in the same folder, as it is on Android and Linux.
+fn libcrypto(path: &Path, opened: &Opened) -> Option<PathBuf> {
+    Some(path.canonicalize().ok()?.with_file_name(elf::libcrypto(&bytes(opened, whole(opened)))?))
 }
 
 fn open(path: &Path) -> Result<Opened, Error> {
@@ -270,6 +282,11 @@ fn open(path: &Path) -> Result<Opened, Error> {
         io::ErrorKind::Other => Error::Foreign { path: path.into(), why: source.to_string() },
         _ => Error::Read { path: path.into(), source },
     })
+}
+
+/// The bytes of a part of a file.
+fn bytes(opened: &Opened, Part { offset, length }: Part) -> InFile<'_> {
+    InFile { file: &opened.file, offset, length, budget: &opened.budget }
 }
 
 /// All of a file.
@@ -283,10 +300,9 @@ type NamedPart = (PathBuf, Result<Part, &'static str>);
 /// Where in a file there may be TLS code, with what to call it: all of it, or the libraries in an APK, some of which can't be
 /// mapped.
 fn parts(path: &Path, opened: &Opened) -> Result<Vec<NamedPart>, Error> {
-    let Part { offset, length } = whole(opened);
-    let bytes = InFile { file: &opened.file, offset, length };
+    let bytes = bytes(opened, whole(opened));
     if !apk::is(&bytes) {
-        return Ok(vec![(path.into(), Ok(Part { offset, length }))]);
+        return Ok(vec![(path.into(), Ok(whole(opened)))]);
     }
     let libraries =
         apk::libraries(bytes).map_err(|why| Error::Foreign { path: path.into(), why: why.into() })?;
@@ -305,7 +321,7 @@ fn examine(
     if let Some(why) = abi::unprobed(&opened.file, part) {
         return Err(foreign(why));
     }
-    find::find(&opened.file, part, options).map_err(|why| match why {
+    find::find(&opened.file, part, &opened.budget, options).map_err(|why| match why {
         Why::Foreign(why) => foreign(why),
         Why::NoFunctions => match other::by_name(path) {
             Some(what) => Error::Other { path: path.into(), what },
@@ -313,6 +329,7 @@ fn examine(
         },
         Why::Other(what) => Error::Other { path: path.into(), what },
         Why::Unnamed(why) => Error::Unnamed { path: path.into(), why },
+        Why::TooLarge(why) => Error::TooLarge { path: path.into(), why },
     })
 }
 

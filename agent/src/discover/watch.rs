@@ -1,7 +1,8 @@
 //! A thread that keeps a [`Finder`] up to date for as long as the program runs, and hands on what it finds.
 //!
 //! It sleeps until the kernel says that a process mapped a file to run, and looks after the targets from time to time; where
-//! the kernel does not say, it looks at all processes from time to time. Whatever it does may take long and be paged in
+//! the kernel does not say, it looks at all processes from time to time. Of a [`Finder`] that is restricted to some files it looks
+//! after these alone. Whatever it does may take long and be paged in
 //! from a slow disk: it is nobody's way that it stands in, and it runs at a low priority.
 
 use std::{
@@ -31,7 +32,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const CHECK: Duration = Duration::from_secs(5);
 /// How often those in the usual places are.
 const CHECK_PLACES: Duration = Duration::from_secs(60);
-/// How often all processes are looked at where the kernel does not tell what they map.
+/// How often all processes are looked at where the kernel does not tell what they map; and how often the files are that a person
+/// named.
 const SLOW_SCAN: Duration = Duration::from_secs(10);
 /// Changes on their way; the thread waits when there are more.
 const QUEUE: usize = 16;
@@ -80,8 +82,12 @@ struct Watch {
 impl Watch {
     /// Until nobody wants to know any more.
     fn run(mut self) {
-        let mut events = open();
-        self.find(Finder::scan);
+        // Who said what to watch is told of nothing else.
+        let is_restricted = self.finder.is_restricted();
+        let mut events = if is_restricted { None } else { open() };
+        if !is_restricted {
+            self.find(Finder::scan);
+        }
         let mut checked = Instant::now();
         loop {
             let pause = match &events {
@@ -108,8 +114,8 @@ impl Watch {
                     events = open();
                     self.find(Finder::scan);
                 }
-                Some(_) => {}
-                None => self.find(Finder::scan),
+                None if !is_restricted => self.find(Finder::scan),
+                _ => {}
             }
             self.find(Finder::check);
             checked = Instant::now();

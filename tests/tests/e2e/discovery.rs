@@ -7,7 +7,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use plaintap_proto::Direction;
 use plaintap_tests::agent::Agent;
 use plaintap_tests::conversation::{self, Half, same_bytes};
@@ -15,7 +14,7 @@ use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::pattern::pattern;
 use plaintap_tests::process::Process;
 use plaintap_tests::stream::Client;
-use plaintap_tests::{OPENSSL, need, until};
+use plaintap_tests::{OPENSSL, need};
 use tempfile::TempDir;
 
 /// From a library's first mapping to its probes.
@@ -232,26 +231,61 @@ fn what_is_excluded_is_left_alone() -> Result<()> {
     driver.quit()
 }
 
-/// The names of the agent's threads.
-fn threads(agent: &Agent) -> Result<Vec<String>> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", agent.parent()))?;
-    tasks.map(|task| Ok(fs::read_to_string(task?.path().join("comm"))?.trim().to_owned())).collect()
+#[test]
+fn who_named_a_library_is_told_of_no_other_and_of_what_replaces_it() -> Result<()> {
+    let folder = folder()?;
+    let (named, other) = (copy(folder.path(), "named.so")?, copy(folder.path(), "other.so")?);
+    let agent = Agent::start(&["--library", text(&named)?])?;
+    let next = attached(&agent, 0, &named)?;
+    let other_driver = Driver::start(text(&other)?)?;
+    let mut old = Driver::start(text(&named)?)?;
+    copy(folder.path(), "named.so")?;
+    attached(&agent, next, &named)?;
+    let mut new = Driver::start(text(&named)?)?;
+    is_seen(&mut old, &agent, 1)?;
+    is_seen(&mut new, &agent, 2)?;
+    let said = agent.log().all();
+    ensure!(!said.iter().any(|said| said.contains(text(&other).unwrap_or_default())), "{said:#?}");
+    [other_driver, old, new].into_iter().try_for_each(Driver::quit)
 }
 
 #[test]
-fn who_said_what_to_watch_has_no_scan() -> Result<()> {
-    for (arguments, scans) in [(&[][..], true), (&["--no-scan"], false), (&["--library", OPENSSL], false)] {
-        let agent = Agent::start(arguments)?;
-        // Heard only after all threads were started.
-        agent.signal(Signal::SIGHUP)?;
-        agent.log().wait_for(0, "SIGHUP's line", |line| line.contains("were read again"))?;
-        if scans {
-            // A new thread has its starter's name for a moment.
-            let named = || Ok(threads(&agent)?.contains(&"plaintapd-scan".to_owned()).then_some(()));
-            until("the thread that scans", named)?;
-        } else {
-            assert_eq!(threads(&agent)?, ["plaintapd"], "{arguments:?}");
-        }
-    }
-    Ok(())
+fn a_named_library_that_is_missing_when_a_client_comes_is_attached_once_it_is_there() -> Result<()> {
+    let folder = folder()?;
+    let path = copy(folder.path(), "named.so")?;
+    let agent = Agent::start(&["--on-demand", "--library", text(&path)?])?;
+    fs::remove_file(&path)?;
+    let _client = Client::connect(&agent.url)?;
+    let missing = format!("not attached: can't read the library {}", path.display());
+    let (next, _) = agent.log().wait_for(0, &missing, |line| line.contains(&missing))?;
+    copy(folder.path(), "named.so")?;
+    attached(&agent, next, &path)?;
+    let mut driver = Driver::start(text(&path)?)?;
+    is_seen(&mut driver, &agent, 1)?;
+    driver.quit()
+}
+
+#[test]
+fn a_library_that_no_descriptor_was_left_for_is_attached_once_there_is_one() -> Result<()> {
+    /// Less than a library's probes take.
+    const SPARE: usize = 12;
+    let folder = folder()?;
+    let (one, two) = (copy(folder.path(), "one.so")?, copy(folder.path(), "two.so")?);
+    let enough = {
+        let agent = Agent::start(&["--library", text(&one)?])?;
+        attached(&agent, 0, &one)?;
+        fs::read_dir(format!("/proc/{}/fd", agent.parent()))?.count() + SPARE
+    };
+    let named = ["--on-demand", "--library", text(&one)?, "--library", text(&two)?];
+    let agent = Agent::start_after(&format!("ulimit -n {enough}"), &named)?;
+    let _client = Client::connect(&agent.url)?;
+    let next = attached(&agent, 0, &one)?;
+    let short = format!("in {} for now: ", two.display());
+    agent.log().wait_for(next, &short, |line| line.contains(" not attached: ") && line.contains(&short))?;
+    // Nobody maps it.
+    fs::remove_file(&one)?;
+    attached(&agent, next, &two)?;
+    let mut driver = Driver::start(text(&two)?)?;
+    is_seen(&mut driver, &agent, 1)?;
+    driver.quit()
 }

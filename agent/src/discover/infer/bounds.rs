@@ -118,7 +118,9 @@ fn called<C: Cpu>(bytes: &dyn Bytes, layout: &Layout, references: &[u64]) -> Opt
                 !code.is_empty() && C::begins(code) && C::may_end(before, *start)
             })
         };
-        let starts: Vec<u64> = called.iter().copied().filter(may_begin).collect();
+        let from = called.partition_point(|address| *address < window.start);
+        let near = &called[from..from + called[from..].partition_point(|address| *address < window.end)];
+        let starts: Vec<u64> = near.iter().copied().filter(may_begin).collect();
         let ends = starts.iter().skip(1).copied().chain([window.end]);
         for (start, end) in starts.iter().copied().zip(ends) {
             let code = code.get(place(start)?..place(end)?)?;

@@ -13,6 +13,7 @@ use object::elf::{EM_AARCH64, EM_X86_64};
 use proptest::prelude::*;
 
 use super::*;
+use crate::discover::find::Budget;
 
 /// A file of the packages that `ci/setup.sh test` unpacks, or the test fails with what is missing.
 fn copy(path: &str) -> PathBuf {
@@ -25,7 +26,8 @@ fn copy(path: &str) -> PathBuf {
 
 fn inferred(path: &Path, machine: u16) -> Option<Inferred> {
     let file = File::open(path).unwrap();
-    let bytes = InFile { file: &file, offset: 0, length: file.metadata().unwrap().len() };
+    let length = file.metadata().unwrap().len();
+    let bytes = InFile { file: &file, offset: 0, length, budget: &Budget::default() };
     let layout = Layout::of_file_for(bytes, machine).ok()?;
     let sources = sources(bytes, &layout)?;
     match machine {
