@@ -41,7 +41,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         for out in track.take(bytes).unwrap_or_default() {
             let same_run = out.place.run == last.run;
             assert!(!same_run || out.place.seq >= last.seq, "{out:?} behind {last:?}");
-            assert!(!same_run || out.gap > 0 || !out.moves() || out.seq > last.seq, "{out:?} again, behind {last:?}");
+            assert!(
+                !same_run || out.gap > 0 || !out.moves() || out.seq > last.seq,
+                "{out:?} again, behind {last:?}"
+            );
             last = out.place;
         }
     }
