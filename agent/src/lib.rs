@@ -29,6 +29,7 @@ pub mod run;
 pub mod serve;
 pub mod server;
 pub mod sockets;
+pub mod stderr;
 pub mod stream;
 pub mod targets;
 pub mod wipe;

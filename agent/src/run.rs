@@ -22,6 +22,7 @@ use crate::{
     privileges::{self, Account},
     report, serve,
     server::{self, Gate, Tls, Token},
+    stderr::Stderr,
 };
 
 /// Why the program ended.
@@ -121,7 +122,9 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Nobody is left to tell when stderr is gone.
-            let _ = writeln!(io::stderr(), "plaintapd: {}", chain(&error));
+            if let Ok(stderr) = Stderr::open() {
+                stderr.last_words(&format!("plaintapd: {}", chain(&error)));
+            }
             ExitCode::from(error.exit_code())
         }
     }
