@@ -13,7 +13,6 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitStatus, waitpid},
@@ -140,7 +139,6 @@ impl<'a> Half<'a> {
         if let Some(reduced) = capture.reduced() {
             log::warn!("{reduced}");
         }
-        allow_open_files();
         let targets = Targets::default();
         let mut half = Self {
             args,
@@ -318,15 +316,6 @@ fn hook(capture: &mut Capture) -> bool {
         ),
     }
     hook.is_ok()
-}
-
-/// Each probe takes two file descriptors, and a target some 17 probes.
-fn allow_open_files() {
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
-    {
-        log::debug!("can't raise RLIMIT_NOFILE: {error}");
-    }
 }
 
 /// Waits until one of `fds` can be read, or until `deadline`; says which.

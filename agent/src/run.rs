@@ -10,7 +10,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+    },
     unistd::{ForkResult, fork},
 };
 
@@ -193,6 +196,7 @@ fn run() -> Result<u8, Error> {
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGHUP);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None).map_err(Error::system("block signals"))?;
+    allow_open_files();
     let (ours, theirs) = link::Link::pair()?;
     // SAFETY: no thread was started yet.
     #[expect(unsafe_code, reason = "fork")]
@@ -213,6 +217,14 @@ fn run() -> Result<u8, Error> {
         }
     }
     Ok(0)
+}
+
+/// Each client takes a file descriptor, each probe two, and a target has some 17 probes.
+fn allow_open_files() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // What was allowed before is enough for a few of them.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
 }
 
 /// Prints what was asked for; who closes the pipe has seen enough.

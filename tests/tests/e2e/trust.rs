@@ -204,6 +204,15 @@ fn no_more_clients_come_in_than_are_allowed() -> Result<()> {
 }
 
 #[test]
+fn as_many_clients_come_in_as_are_allowed_whatever_the_shell_allows_of_open_files() -> Result<()> {
+    let agent = Agent::start_after("ulimit -S -n 64", &["--library", BORINGSSL, "--max-clients", "100"])?;
+    let clients: Vec<_> = (0..100).map(|_| Client::connect(&agent.url)).collect::<Result<_>>()?;
+    assert_eq!(ask(agent.port, &handshake("/", agent.port, &[]))?.status, 503);
+    drop(clients);
+    Ok(())
+}
+
+#[test]
 fn a_socket_of_a_killed_agent_is_replaced() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("socket");
