@@ -185,7 +185,18 @@ impl Server {
         drop(handshake);
         match accepted {
             Ok((decrypted, ours, theirs)) => {
-                future::zip(self.connection(ours, peer), decrypted.pump(theirs)).await;
+                let over = Event::new();
+                let late = over.listen();
+                let serve = async {
+                    self.connection(ours, peer).await;
+                    over.notify(1);
+                };
+                // Its last words are still on their way, which may lead nowhere.
+                let late = async {
+                    late.await;
+                    Timer::after(handshake::DEADLINE).await;
+                };
+                future::zip(serve, future::or(decrypted.pump(theirs), late)).await;
             }
             Err(error) => self.note(|| format!("refused client peer={peer}: no TLS: {error}")),
         }
