@@ -1,4 +1,5 @@
 //! `wss://` places, with OpenSSL's own client: `cargo test -p plaintapd --features tls --test tls`, as root.
+#![expect(clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::{
     fs,
