@@ -13,7 +13,6 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitStatus, waitpid},
@@ -86,7 +85,7 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         if let Err(error) = half.targets.step(&mut half.capture) {
             log::warn!("not attached: {}", chain(&error));
         }
-        half.wipe_some();
+        half.wipe_some()?;
     };
     if stopped_by_signal {
         // Nothing more is captured, and what the ring holds still goes out. The probes go last, as that takes long.
@@ -140,7 +139,6 @@ impl<'a> Half<'a> {
         if let Some(reduced) = capture.reduced() {
             log::warn!("{reduced}");
         }
-        allow_open_files();
         let targets = Targets::default();
         let mut half = Self {
             args,
@@ -241,17 +239,22 @@ impl<'a> Half<'a> {
         [wipe, self.targets.due()].into_iter().flatten().min()
     }
 
-    /// Overwrites a part of the ring, if it is to be, and nothing has a probe that could still write to it.
-    fn wipe_some(&mut self) {
-        let Some(wipe) = self.wipe.as_mut().filter(|_| self.targets.is_idle()) else { return };
+    /// Overwrites a part of the ring, if it is to be, and nothing has a probe that could still write to it; then forgets, and
+    /// has forgotten, what calls left that were under way when capturing stopped.
+    fn wipe_some(&mut self) -> Result<(), Error> {
+        let Some(wipe) = self.wipe.as_mut().filter(|_| self.targets.is_idle()) else { return Ok(()) };
         match wipe.step(|| self.capture.wipe()) {
-            Ok(false) => return,
+            Ok(false) => return Ok(()),
             Ok(true) => log::debug!("the kernel's ring was overwritten"),
             Err(error) => {
                 log::warn!("the kernel's ring keeps what went through it last: {}", chain(&error));
             }
         }
         self.wipe = None;
+        if let Err(error) = self.capture.forget() {
+            log::warn!("the kernel's tables keep connections' addresses: {}", chain(&error));
+        }
+        Ok(self.link.paused()?)
     }
 
     /// Captures, after a time without anybody to capture for. The probes are put in place in steps that follow.
@@ -271,7 +274,8 @@ impl<'a> Half<'a> {
         Ok(())
     }
 
-    /// Captures nothing more, at once, takes everything off and overwrites the ring, in steps that follow.
+    /// Captures nothing more, at once, takes everything off and overwrites the ring, in steps that follow. What was kept is
+    /// forgotten now, and once more when no probe is left.
     fn end(&mut self) -> Result<(), Error> {
         self.wanted = false;
         self.changes = None;
@@ -336,15 +340,6 @@ fn hook(capture: &mut Capture) -> bool {
         ),
     }
     hook.is_ok()
-}
-
-/// Each probe takes two file descriptors, and a target some 17 probes.
-fn allow_open_files() {
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
-    {
-        log::debug!("can't raise RLIMIT_NOFILE: {error}");
-    }
 }
 
 /// Waits until one of `fds` can be read, or until `deadline`; says which.

@@ -5,7 +5,6 @@
 //! serving half (`serve`) drains the ring that the probes fill and talks to clients. They speak over `link`. `list` and
 //! `doctor` only look, and print what they see.
 
-#[cfg(target_env = "musl")]
 mod allocator;
 pub mod args;
 pub mod attach;
@@ -21,6 +20,8 @@ pub mod log;
 pub mod logcat;
 pub mod memory;
 pub mod notify;
+#[cfg(target_env = "musl")]
+mod pieces;
 pub mod privileges;
 pub mod process;
 pub mod recent;
@@ -29,6 +30,7 @@ pub mod run;
 pub mod serve;
 pub mod server;
 pub mod sockets;
+pub mod stderr;
 pub mod stream;
 pub mod targets;
 pub mod wipe;

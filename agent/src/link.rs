@@ -63,7 +63,7 @@ pub enum Message {
     Wanted(bool),
     /// The serving half gives a sign of life.
     Alive,
-    /// Nothing more is captured: the ring holds the last of it.
+    /// Nothing more is captured: the ring holds the last of it. Said again when no call can be under way any more.
     Paused,
 }
 

@@ -3,17 +3,16 @@
 //! Owns the process's logger. The serving half hands lines to its stream; the attaching half sends them over the link.
 
 use std::{
-    io::Write,
-    os::fd::AsFd,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::logcat::{self, LOGD, Logcat};
+use crate::{
+    logcat::{self, LOGD, Logcat},
+    stderr::Stderr,
+};
 
 /// The longest line that clients are sent, in bytes.
 pub const MAX_LINE: usize = 960;
@@ -23,8 +22,7 @@ pub type Sink = Box<dyn Fn(&str) + Send + Sync>;
 
 struct Logger {
     sink: Sink,
-    /// Lines that stderr had no room for.
-    lost: AtomicU64,
+    stderr: Option<Stderr>,
     logcat: Option<Logcat>,
     /// Android's own library, where the program is linked with it.
     #[cfg(target_os = "android")]
@@ -39,7 +37,7 @@ pub fn start(level: LevelFilter, sink: Sink) {
     let logcat = if cfg!(target_os = "android") { None } else { Logcat::find(Path::new(LOGD)).ok() };
     let logger = Logger {
         sink,
-        lost: AtomicU64::new(0),
+        stderr: Stderr::open().ok(),
         logcat,
         #[cfg(target_os = "android")]
         liblog: liblog(),
@@ -76,7 +74,9 @@ impl Log for Logger {
             return;
         }
         let line = line(SystemTime::now(), record.level(), &record.args().to_string());
-        put(std::io::stderr(), &self.lost, &line);
+        if let Some(stderr) = &self.stderr {
+            stderr.put(&line);
+        }
         #[cfg(target_os = "android")]
         self.liblog.log(record);
         if let Some(logcat) = &self.logcat {
@@ -87,25 +87,6 @@ impl Log for Logger {
     }
 
     fn flush(&self) {}
-}
-
-/// Writes a line to where it may be that nobody reads: capture must not wait for that. A pipe that can be written to has room
-/// for more than a line. Source: pipe(7), PIPE_BUF; poll(2).
-fn put(mut to: impl Write + AsFd, lost: &AtomicU64, line: &str) {
-    let has_room = {
-        let mut fds = [PollFd::new(to.as_fd(), PollFlags::POLLOUT)];
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
-    };
-    if !has_room {
-        lost.fetch_add(1, Ordering::Relaxed);
-        return;
-    }
-    let line = match lost.swap(0, Ordering::Relaxed) {
-        0 => format!("{line}\n"),
-        lost => format!("{lost} lines are left out here, as nobody read them\n{line}\n"),
-    };
-    // Nobody is left to tell when it is gone.
-    let _ = to.write_all(line.as_bytes());
 }
 
 /// A log line as eCaptureQ documents it: `2025-08-02T14:16:10Z INF text key=value`, in one line of bounded length.
@@ -167,34 +148,7 @@ impl Limiter {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs::File,
-        io::{BufRead, BufReader},
-    };
-
     use super::*;
-
-    #[test]
-    fn who_reads_no_log_keeps_nobody_waiting_and_is_told_what_is_left_out() {
-        let (reader, writer) = nix::unistd::pipe().unwrap();
-        let writer = File::from(writer);
-        let lost = AtomicU64::new(0);
-        let mut put_lines = 0;
-        while lost.load(Ordering::Relaxed) < 3 {
-            put(&writer, &lost, &"x".repeat(MAX_LINE));
-            put_lines += 1;
-        }
-        let mut lines = BufReader::new(File::from(reader)).lines();
-        for _ in 0..put_lines - 3 {
-            assert_eq!(lines.next().unwrap().unwrap().len(), MAX_LINE);
-        }
-        put(&writer, &lost, "after");
-        let [first, second] = [(); 2].map(|()| lines.next().unwrap().unwrap());
-        assert_eq!(
-            (first.as_str(), second.as_str()),
-            ("3 lines are left out here, as nobody read them", "after")
-        );
-    }
 
     #[test]
     fn a_line_has_the_documented_form() {

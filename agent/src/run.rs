@@ -10,7 +10,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SigSet, SigmaskHow, Signal, sigprocmask},
+    },
     unistd::{ForkResult, fork},
 };
 
@@ -22,6 +25,7 @@ use crate::{
     privileges::{self, Account},
     report, serve,
     server::{self, Gate, Tls, Token},
+    stderr::Stderr,
 };
 
 /// Why the program ended.
@@ -121,7 +125,9 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Nobody is left to tell when stderr is gone.
-            let _ = writeln!(io::stderr(), "plaintapd: {}", chain(&error));
+            if let Ok(stderr) = Stderr::open() {
+                stderr.last_words(&format!("plaintapd: {}", chain(&error)));
+            }
             ExitCode::from(error.exit_code())
         }
     }
@@ -187,6 +193,7 @@ fn run() -> Result<u8, Error> {
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGHUP);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), None).map_err(Error::system("block signals"))?;
+    allow_open_files();
     let (ours, theirs) = link::Link::pair()?;
     // SAFETY: no thread was started yet.
     #[expect(unsafe_code, reason = "fork")]
@@ -207,6 +214,14 @@ fn run() -> Result<u8, Error> {
         }
     }
     Ok(0)
+}
+
+/// Each client takes a file descriptor, each probe two, and a target has some 17 probes.
+fn allow_open_files() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // What was allowed before is enough for a few of them.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
 }
 
 /// Prints what was asked for; who closes the pipe has seen enough.

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use smol::{Async, LocalExecutor, Timer, channel, future};
 
 use crate::{
+    allocator,
     args::Args,
     capture::{
         counters::{Counters, Losses},
@@ -48,6 +49,7 @@ pub fn run(
     tls: Option<Tls>,
     account: Account,
 ) -> Result<(), Error> {
+    allocator::clear_freed();
     let mut early = Vec::new();
     let (ring, counters, tails, hooked) = loop {
         match link.receive()? {
@@ -123,7 +125,10 @@ pub fn run(
         server.stop().await;
         Ok(())
     };
-    smol::block_on(executor.run(main))
+    let ended = smol::block_on(executor.run(main));
+    // What accepts clients holds the server and the executor that holds it: neither would ever be dropped.
+    server.stream.borrow_mut().forget();
+    ended
 }
 
 fn map_ring(ring: OwnedFd) -> std::io::Result<RingBuf<MapData>> {

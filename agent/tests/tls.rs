@@ -1,4 +1,5 @@
 //! `wss://` places, with OpenSSL's own client: `cargo test -p plaintapd --features tls --test tls`, as root.
+#![expect(clippy::expect_used, reason = "helpers of tests are tests")]
 
 use std::{
     fs,
@@ -8,7 +9,12 @@ use std::{
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -85,9 +91,9 @@ fn agent(folder: &Path, arguments: &[&str]) -> (Running, u16) {
     (agent, port.expect("a port"))
 }
 
-/// The first line of the answer that OpenSSL's client gets with these arguments.
-fn answer(folder: &Path, port: u16, arguments: &[&str]) -> Option<String> {
-    let mut client = Command::new("openssl")
+/// OpenSSL's client with these arguments.
+fn client(folder: &Path, port: u16, arguments: &[&str]) -> Running {
+    let client = Command::new("openssl")
         .current_dir(folder)
         .args([
             "s_client",
@@ -105,9 +111,14 @@ fn answer(folder: &Path, port: u16, arguments: &[&str]) -> Option<String> {
         .stderr(Stdio::null())
         .spawn()
         .expect("openssl");
-    let mut input = client.stdin.take().expect("a pipe");
-    let output = client.stdout.take().expect("a pipe");
-    let _client = Running(client);
+    Running(client)
+}
+
+/// The first line of the answer that OpenSSL's client gets with these arguments.
+fn answer(folder: &Path, port: u16, arguments: &[&str]) -> Option<String> {
+    let mut client = client(folder, port, arguments);
+    let mut input = client.0.stdin.take().expect("a pipe");
+    let output = client.0.stdout.take().expect("a pipe");
     let _ = input.write_all(REQUEST.as_bytes());
     line(output, |line| line.starts_with("HTTP/"))
 }
@@ -137,6 +148,57 @@ fn clients_need_a_certificate_where_that_is_asked_for() {
     assert!(answer(folder.path(), port, &["-cert", "client.pem", "-key", "client.key"]).is_some());
     assert_eq!(answer(folder.path(), port, &[]), None);
     assert_eq!(answer(folder.path(), port, &["-cert", "stranger.pem", "-key", "stranger.key"]), None);
+}
+
+#[test]
+fn who_accepts_nothing_leaves_nothing_open() {
+    let folder = tempfile::tempdir().unwrap();
+    certificate(folder.path(), "server");
+    let (agent, port) = agent(folder.path(), &[]);
+    let pid = agent.0.id();
+    let serving = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let open_files = || fs::read_dir(format!("/proc/{}/fd", serving.trim())).unwrap().count();
+    let before = open_files();
+
+    let mut stuck = client(folder.path(), port, &[]);
+    let mut output = BufReader::new(stuck.0.stdout.take().unwrap());
+    stuck.0.stdin.as_mut().unwrap().write_all(REQUEST.as_bytes()).unwrap();
+    let mut line = Vec::new();
+    output.read_until(b'\n', &mut line).unwrap();
+    assert!(line.starts_with(b"HTTP/1.1 101"), "{line:?}");
+    kill(Pid::from_raw(stuck.0.id() as i32), Signal::SIGSTOP).unwrap();
+
+    // More than both ends' sockets hold.
+    let mut server = Command::new("openssl")
+        .current_dir(folder.path())
+        .args(["s_server", "-accept", "127.0.0.1:0", "-cert", "server.pem", "-key", "server.key"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let mut said = BufReader::new(server.0.stdout.take().unwrap());
+    let port = loop {
+        let mut line = String::new();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it says where it listens");
+        if let Some(place) = line.strip_prefix("ACCEPT ") {
+            break place.trim().rsplit(':').next().and_then(|port| port.parse().ok()).unwrap();
+        }
+    };
+    let reading = thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    let mut load = client(folder.path(), port, &[]);
+    load.0.stdin.take().unwrap().write_all(&vec![b'x'; 32 << 20]).unwrap();
+    assert!(open_files() > before);
+
+    let since = Instant::now();
+    while open_files() > before {
+        assert!(since.elapsed() < PATIENCE * 4, "{} files, {before} before", open_files());
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(since.elapsed() > PATIENCE, "it was not stuck");
+    drop((load, server));
+    reading.join().unwrap().unwrap();
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod filters;
 pub mod listeners;
 pub mod ring;
 mod shared;
+mod tables;
 pub mod tails;
 
 use std::{

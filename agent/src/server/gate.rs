@@ -116,13 +116,19 @@ impl Gate {
         Self { users, token, wrong: Recent::new(PEERS) }
     }
 
+    /// Whether `peer` is of a user that may not come in, whatever it says.
+    pub fn excludes(&self, peer: &Peer) -> Option<Lack> {
+        let allowed = |uid| self.users.iter().any(|users| (users.first..=users.last).contains(&uid));
+        peer.uid.filter(|uid| !allowed(*uid)).map(Lack::User)
+    }
+
     /// What `peer` lacks, which gave this as a token. A process of this device needs its user and the token, others the token.
     pub fn lacks(&mut self, peer: &Peer, given: Option<&[u8]>) -> Option<Lack> {
-        let allowed = |uid| self.users.iter().any(|users| (users.first..=users.last).contains(&uid));
-        match peer.uid {
-            Some(uid) if !allowed(uid) => return Some(Lack::User(uid)),
-            None if peer.is_local || self.token.is_none() => return Some(Lack::Unknown),
-            _ => {}
+        if let Some(lack) = self.excludes(peer) {
+            return Some(lack);
+        }
+        if peer.uid.is_none() && (peer.is_local || self.token.is_none()) {
+            return Some(Lack::Unknown);
         }
         let token = self.token.as_ref()?;
         let name = match (peer.uid, peer.address) {

@@ -1,13 +1,13 @@
 //! Who may come in: the request's head, read bounded in size and time, and the answer to it.
 //!
-//! `judge` decides, a pure function of the head. Whoever is refused is told why, in the HTTP answer; before the decision
-//! not a byte is sent.
+//! `judge` decides, a pure function of the head. Whoever is refused is told why, in an HTTP answer (`tell`); before the
+//! decision not a byte is sent.
 
 use std::{
     borrow::Cow,
     cell::RefCell,
-    io,
-    net::{IpAddr, SocketAddr, TcpStream},
+    io::{self, Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -37,7 +37,7 @@ const MAX_DRAINED: usize = 64 << 10;
 /// Why a client did not come in.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It was refused, and told so.
+    /// It is to be refused, and told so.
     #[error("{0}")]
     Refused(#[from] Refusal),
     /// It wanted the page, and has it.
@@ -78,6 +78,8 @@ const BAD_KEY: Refusal =
     Refusal::new("400 Bad Request", "The Sec-WebSocket-Key header is not 16 bytes in base64.");
 const FULL: Refusal =
     Refusal::new("503 Service Unavailable", "As many clients as are allowed are connected.");
+/// There is no place for one more handshake.
+pub const CROWDED: Refusal = Refusal::new("503 Service Unavailable", "Too many handshakes are unfinished.");
 
 /// Reads the request of a new client and answers it; gives what the client asks for, and what it sent after its head.
 pub async fn admit(
@@ -89,7 +91,7 @@ pub async fn admit(
 ) -> Result<(Query, Vec<u8>), Error> {
     let (mut head, end) = match within(DEADLINE, read_head(socket)).await? {
         Some(read) => read,
-        None => return Err(refuse(socket, TOO_LARGE).await),
+        None => return Err(TOO_LARGE.into()),
     };
     let target = target(&head[..end]);
     let key = match judge(&head[..end], peer.local) {
@@ -97,8 +99,8 @@ pub async fn admit(
             let token = bearer.or_else(|| query::token(target));
             let lack = gate.borrow_mut().lacks(peer, token.as_deref());
             match lack {
-                Some(lack) => return Err(refuse(socket, lacking(lack)).await),
-                None if full() => return Err(refuse(socket, FULL).await),
+                Some(lack) => return Err(Refusal::from(lack).into()),
+                None if full() => return Err(FULL.into()),
                 None => key,
             }
         }
@@ -106,18 +108,18 @@ pub async fn admit(
         Err(refusal) if refusal == NO_UPGRADE && page::is_asked(&head[..end], target) => {
             let lack = gate.borrow_mut().lacks(peer, query::token(target).as_deref());
             if let Some(lack) = lack {
-                return Err(refuse(socket, lacking(lack)).await);
+                return Err(Refusal::from(lack).into());
             }
             within(DEADLINE, page::send(socket)).await?;
             return Err(Error::Page);
         }
-        Err(refusal) => return Err(refuse(socket, refusal).await),
+        Err(refusal) => return Err(refusal.into()),
     };
     let query = match Query::parse(target) {
         Ok(query) => query,
         Err(wrong) => {
             let refusal = Refusal { status: "400 Bad Request", sentence: wrong.to_string().into() };
-            return Err(refuse(socket, refusal).await);
+            return Err(refusal.into());
         }
     };
     let answer = format!(
@@ -157,18 +159,26 @@ async fn read_head(socket: &mut Async<TcpStream>) -> io::Result<Option<(Vec<u8>,
     }
 }
 
-/// Tells the client why it is refused.
-async fn refuse(socket: &mut Async<TcpStream>, refusal: Refusal) -> Error {
-    let Refusal { status, sentence } = &refusal;
+/// Tells the client why it is refused, whether or not it has asked yet; says whether it may still send something.
+///
+/// Nothing was sent to it before, so that there is room, and nobody is waited for.
+pub fn tell(socket: &mut Async<TcpStream>, refusal: &Refusal) -> bool {
+    let Refusal { status, sentence } = refusal;
     let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\
          Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n{sentence}\n",
         sentence.len() + 1,
     );
-    let told = async {
-        socket.write_all(answer.as_bytes()).await?;
-        socket.get_ref().shutdown(std::net::Shutdown::Write)?;
-        // To close with bytes unread would reset the connection, and take the answer with it.
+    let mut socket = socket.get_ref();
+    let told = socket.write_all(answer.as_bytes()).and_then(|()| socket.shutdown(Shutdown::Write));
+    // To close with bytes unread resets the connection, and may take the answer with it.
+    let mut rest = [0; 1024];
+    told.is_ok() && !matches!(socket.read(&mut rest), Ok(0))
+}
+
+/// Reads what a refused client still sends, bounded in size and time, so that it sees its answer.
+pub async fn hear_out(socket: &mut Async<TcpStream>) {
+    let rest = async {
         let mut rest = [0; 1024];
         let mut left = MAX_DRAINED;
         while left > 0 {
@@ -179,11 +189,8 @@ async fn refuse(socket: &mut Async<TcpStream>, refusal: Refusal) -> Error {
         }
         Ok(())
     };
-    match within(DEADLINE, told).await {
-        Ok(()) => Error::Refused(refusal),
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => Error::Refused(refusal),
-        Err(error) => Error::Io(error),
-    }
+    // It may be gone already.
+    let _ = within(DEADLINE, rest).await;
 }
 
 /// What a sound request says.
@@ -250,26 +257,28 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 }
 
 /// How a client is told what it lacks.
-fn lacking(lack: Lack) -> Refusal {
-    const FORBIDDEN: &str = "403 Forbidden";
-    match lack {
-        Lack::User(uid) => Refusal {
-            status: FORBIDDEN,
-            sentence: format!(
-                "User id {uid} may not read this stream; start plaintapd with --allow-uid {uid} if it is to."
-            )
-            .into(),
-        },
-        Lack::Unknown => Refusal::new(
-            FORBIDDEN,
-            "The system does not say whose process this connection is of; connect to a Unix socket (--ecaptureq ws+unix:).",
-        ),
-        Lack::Token => Refusal::new(
-            "401 Unauthorized",
-            "This stream wants its token, as Authorization: Bearer TOKEN or as ?token=TOKEN.",
-        ),
-        Lack::Patience => {
-            Refusal::new("429 Too Many Requests", "Too many wrong tokens came from here; wait a minute.")
+impl From<Lack> for Refusal {
+    fn from(lack: Lack) -> Self {
+        const FORBIDDEN: &str = "403 Forbidden";
+        match lack {
+            Lack::User(uid) => Self {
+                status: FORBIDDEN,
+                sentence: format!(
+                    "User id {uid} may not read this stream; start plaintapd with --allow-uid {uid} if it is to."
+                )
+                .into(),
+            },
+            Lack::Unknown => Self::new(
+                FORBIDDEN,
+                "The system does not say whose process this connection is of; connect to a Unix socket (--ecaptureq ws+unix:).",
+            ),
+            Lack::Token => Self::new(
+                "401 Unauthorized",
+                "This stream wants its token, as Authorization: Bearer TOKEN or as ?token=TOKEN.",
+            ),
+            Lack::Patience => {
+                Self::new("429 Too Many Requests", "Too many wrong tokens came from here; wait a minute.")
+            }
         }
     }
 }

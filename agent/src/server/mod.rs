@@ -8,6 +8,7 @@ mod listeners;
 #[cfg(feature = "page")]
 mod page;
 mod peer;
+mod places;
 mod progress;
 mod query;
 mod session;
@@ -25,7 +26,9 @@ use std::{
 use async_tungstenite::WebSocketStream;
 use event_listener::{Event, EventListener};
 pub use gate::{Gate, Token, TokenError, is_android};
+use handshake::Refusal;
 use peer::Peer;
+use places::Places;
 use smol::{Async, Timer, future};
 pub use tls::{Tls, TlsError};
 use tungstenite::protocol::{Role, WebSocketConfig};
@@ -37,8 +40,6 @@ use crate::{
     stream::Stream,
 };
 
-/// Connections that have not finished their handshake, at a time.
-const MAX_HANDSHAKES: u32 = 16;
 /// Incoming messages are read and dropped; none needs to be larger.
 const MAX_INCOMING: usize = 64 << 10;
 /// Log lines that clients may cause at once, and a second.
@@ -57,7 +58,10 @@ pub struct Server {
     crowd: Event,
     stopping: Cell<bool>,
     clients: Cell<u32>,
-    handshakes: Cell<u32>,
+    /// Connections that have not finished their handshake.
+    handshakes: Places,
+    /// Connections that are refused.
+    refusals: Places,
     slow_client: SlowClient,
     gate: RefCell<Gate>,
     tls: Option<Tls>,
@@ -93,7 +97,8 @@ impl Server {
             crowd: Event::new(),
             stopping: Cell::new(false),
             clients: Cell::new(0),
-            handshakes: Cell::new(0),
+            handshakes: Places::default(),
+            refusals: Places::default(),
             slow_client: args.slow_client,
             gate: RefCell::new(gate),
             tls,
@@ -153,10 +158,23 @@ impl Server {
         }
     }
 
+    /// Tells a client why it does not come in, and waits for it only if there is a place for that.
+    async fn refuse(&self, mut socket: Async<TcpStream>, peer: &Peer, refusal: &Refusal) {
+        self.note(|| format!("refused client peer={peer}: {refusal}"));
+        if handshake::tell(&mut socket, refusal)
+            && let Some(_place) = self.refusals.take(peer)
+        {
+            handshake::hear_out(&mut socket).await;
+        }
+    }
+
     /// A connection whose client speaks TLS.
     async fn encrypted(&self, tls: &Tls, socket: Async<TcpStream>, peer: Peer) {
-        let Some(handshake) = Place::take(&self.handshakes, MAX_HANDSHAKES) else {
-            self.note(|| format!("refused client peer={peer}: too many unfinished handshakes"));
+        // Whoever is to be refused must not be in the way of others until it can be told so.
+        let is_refused = self.gate.borrow().excludes(&peer).is_some();
+        let places = if is_refused { &self.refusals } else { &self.handshakes };
+        let Some(handshake) = places.take(&peer) else {
+            self.note(|| format!("refused client peer={peer}: {}", handshake::CROWDED));
             return;
         };
         let accepted = within(handshake::DEADLINE, tls.accept(socket)).await.and_then(|decrypted| {
@@ -167,16 +185,30 @@ impl Server {
         drop(handshake);
         match accepted {
             Ok((decrypted, ours, theirs)) => {
-                future::zip(self.connection(ours, peer), decrypted.pump(theirs)).await;
+                let over = Event::new();
+                let late = over.listen();
+                let serve = async {
+                    self.connection(ours, peer).await;
+                    over.notify(1);
+                };
+                // Its last words are still on their way, which may lead nowhere.
+                let late = async {
+                    late.await;
+                    Timer::after(handshake::DEADLINE).await;
+                };
+                future::zip(serve, future::or(decrypted.pump(theirs), late)).await;
             }
             Err(error) => self.note(|| format!("refused client peer={peer}: no TLS: {error}")),
         }
     }
 
     async fn connection(&self, mut socket: Async<TcpStream>, peer: Peer) {
-        let Some(handshake) = Place::take(&self.handshakes, MAX_HANDSHAKES) else {
-            self.note(|| format!("refused client peer={peer}: too many unfinished handshakes"));
-            return;
+        let lack = self.gate.borrow().excludes(&peer);
+        if let Some(lack) = lack {
+            return self.refuse(socket, &peer, &lack.into()).await;
+        }
+        let Some(handshake) = self.handshakes.take(&peer) else {
+            return self.refuse(socket, &peer, &handshake::CROWDED).await;
         };
         let run_id = self.stream.borrow().run_id().to_owned();
         let full = || self.clients.get() >= self.max_clients;
@@ -184,6 +216,10 @@ impl Server {
             Ok(admitted) => admitted,
             #[cfg(feature = "page")]
             Err(handshake::Error::Page) => return,
+            Err(handshake::Error::Refused(refusal)) => {
+                drop(handshake);
+                return self.refuse(socket, &peer, &refusal).await;
+            }
             Err(error) => {
                 self.note(|| format!("refused client peer={peer}: {}", crate::run::chain(&error)));
                 return;

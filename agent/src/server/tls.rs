@@ -85,12 +85,14 @@ mod built {
         rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier},
         server::TlsStream,
     };
+    use nix::sys::socket::{setsockopt, sockopt};
     use smol::{
         future,
         io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     };
 
     use super::*;
+    use crate::server::progress::PATIENCE;
 
     /// Serves TLS.
     #[derive(Clone)]
@@ -141,6 +143,9 @@ mod built {
 
         /// Shakes hands on `socket`.
         pub async fn accept(&self, socket: Async<TcpStream>) -> io::Result<Decrypted> {
+            // Who is given up takes nothing as a rule; the kernel would keep what was for it for minutes.
+            let patience = (PATIENCE * 2).as_millis() as u32;
+            let _ = setsockopt(&socket, sockopt::TcpUserTimeout, &patience);
             self.0.accept(socket).await.map(Decrypted)
         }
     }

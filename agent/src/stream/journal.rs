@@ -4,7 +4,7 @@
 //! another nor grow memory. Messages stand one behind the other in large blocks, so that what comes and goes leaves no holes
 //! in the heap, and a block's memory goes back as a whole; who reads a message gets a copy.
 
-use std::{collections::VecDeque, mem, rc::Rc};
+use std::{collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 
@@ -219,21 +219,12 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
 impl Journal {
-    /// Forgets all messages, which readers then have missed, and leaves nothing of them in memory that others may get.
+    /// Forgets all messages, which readers then have missed. Their memory is given back, and cleared with that (`allocator`).
     pub fn clear(&mut self) {
         self.used = 0;
         self.entries = VecDeque::new();
-        for mut block in mem::take(&mut self.blocks) {
-            block.data.fill(0);
-            std::hint::black_box(&block.data);
-        }
+        self.blocks = VecDeque::new();
     }
 }
 

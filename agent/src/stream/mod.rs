@@ -103,10 +103,10 @@ impl Stream {
         self.journal.append(&message, None);
     }
 
-    /// Forgets what the journal holds; the kept log lines stay.
+    /// Forgets what the journal holds, and all that events left here; the kept log lines stay.
     pub fn forget(&mut self) {
         self.journal.clear();
-        self.scratch.fill(0);
+        self.scratch = Vec::new();
     }
 
     /// Where the journal ends: a client that starts here gets what comes from now on.

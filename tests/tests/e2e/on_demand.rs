@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{HashMap, Map, MapData, MapInfo};
 use plaintap_proto::Direction;
 use plaintap_tests::agent::Agent;
 use plaintap_tests::conversation::{self, Half, same_bytes};
@@ -125,6 +126,76 @@ fn what_the_ring_held_is_gone_with_the_probes() -> Result<()> {
     driver.write(Side::Client, SIZE, 13)?;
     let again = conversation::wait_for(&mut client, &half, SIZE as usize)?;
     same_bytes("what the client wrote later", &again.bytes, &pattern(SIZE, 13))?;
+    driver.quit()
+}
+
+/// How many 8-byte words of `payload` stand anywhere in the memory that the serving half has for itself.
+fn words_in_memory(agent: &Agent, payload: &[u8]) -> Result<usize> {
+    let words: HashSet<[u8; 8]> = payload.as_chunks().0.iter().copied().collect();
+    let mut found = HashSet::new();
+    let folder = format!("/proc/{}", agent.child()?);
+    let memory = fs::File::open(format!("{folder}/mem")).context("its memory")?;
+    for line in fs::read_to_string(format!("{folder}/maps"))?.lines() {
+        let mut fields = line.split(' ');
+        let range = fields.next().and_then(|range| range.split_once('-')).context("no range")?;
+        if fields.next() != Some("rw-p") {
+            continue;
+        }
+        let (start, end) = (u64::from_str_radix(range.0, 16)?, u64::from_str_radix(range.1, 16)?);
+        let mut bytes = vec![0; usize::try_from(end - start)?];
+        // It may be given back meanwhile.
+        if memory.read_exact_at(&mut bytes, start).is_ok() {
+            let places = bytes.windows(8).filter_map(|place| <[u8; 8]>::try_from(place).ok());
+            found.extend(places.filter(|place| *place != [0; 8] && words.contains(place)));
+        }
+    }
+    Ok(found.len())
+}
+
+/// How many connections the attaching half's table in the kernel has.
+fn connections_in_kernel(agent: &Agent) -> Result<usize> {
+    let folder = format!("/proc/{}/fdinfo", agent.parent());
+    for file in fs::read_dir(&folder)? {
+        let Ok(info) = fs::read_to_string(file?.path()) else { continue };
+        let Some(id) = info.lines().find_map(|line| line.strip_prefix("map_id:")) else { continue };
+        let id = id.trim().parse()?;
+        if MapInfo::from_id(id)?.name_as_str() == Some("CONNECTIONS") {
+            let map = Map::LruHashMap(MapData::from_id(id)?);
+            let map: HashMap<_, [u64; 2], [u64; 13]> = HashMap::try_from(map)?;
+            return Ok(map.keys().count());
+        }
+    }
+    bail!("the agent has no such table")
+}
+
+#[test]
+fn nothing_of_what_went_by_stays_in_memory_or_in_the_kernels_tables() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let pid = driver.pid().to_string();
+    // More goes by than the journal holds.
+    let arguments = ["--journal-size", "1M", "--on-demand", "--linger", "1", "--log-level", "debug"];
+    let agent = Agent::start(&[&["--library", BORINGSSL, "--pid", &pid], &arguments[..]].concat())?;
+    let half = Half::of_driver(&driver, Side::Client, Direction::Written);
+    let mut client = Client::connect(&agent.url)?;
+    // One that reads nothing, so that much is on its way to it when it leaves.
+    let idle = Client::connect_with(&agent.url, &[])?;
+    attached(&agent, 1)?;
+    let mut payload = Vec::new();
+    for seed in 0..200 {
+        let size = if seed % 2 == 0 { 300 } else { 16_000 };
+        driver.write(Side::Client, size, seed)?;
+        payload.extend(pattern(size, seed));
+        conversation::wait_for(&mut client, &half, payload.len())?;
+    }
+    ensure!(words_in_memory(&agent, &payload)? > 10_000, "this is not where the journal is");
+    ensure!(connections_in_kernel(&agent)? > 0, "this is not the table of connections");
+    drop((client, idle));
+    agent.log().wait_for(0, "the end of it", |line| line.contains("the kernel's ring was overwritten"))?;
+    until("all of it to be gone", || {
+        let left = (words_in_memory(&agent, &payload)?, connections_in_kernel(&agent)?);
+        Ok((left == (0, 0)).then_some(()))
+    })
+    .with_context(|| format!("{:?} words are left", words_in_memory(&agent, &payload)))?;
     driver.quit()
 }
 

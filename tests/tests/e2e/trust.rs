@@ -71,6 +71,31 @@ fn other_users_are_refused_until_they_are_allowed() -> Result<()> {
     Ok(())
 }
 
+/// A process of user `uid` that opens 40 connections to `port` and sends nothing, and the first line that the last one got.
+fn silent_crowd(uid: u32, port: u16) -> Result<(process::Process, String)> {
+    const SCRIPT: &str = "import socket, sys\n\
+                          address = ('127.0.0.1', int(sys.argv[1]))\n\
+                          crowd = [socket.create_connection(address, 20) for _ in range(40)]\n\
+                          print(crowd[-1].makefile('rb').readline().decode().strip(), flush=True)\n\
+                          sys.stdin.read()";
+    let mut command = Command::new("python3");
+    let crowd = process::Process::start(command.args(["-c", SCRIPT, &port.to_string()]).uid(uid).gid(uid))?;
+    let (_, first) = crowd.stdout.wait_for(0, "an answer to the last connection", |_| true)?;
+    Ok((crowd, first))
+}
+
+#[test]
+fn one_users_silent_connections_keep_nobody_else_out() -> Result<()> {
+    let agent = Agent::start(&["--library", BORINGSSL, "--allow-uid", "5000"])?;
+    for (uid, told) in [(65_534, "HTTP/1.1 403 Forbidden"), (5000, "HTTP/1.1 503 Service Unavailable")] {
+        let (crowd, first) = silent_crowd(uid, agent.port)?;
+        assert_eq!(first, told, "uid {uid}");
+        assert_eq!(answer_to(0, agent.port)?.0, "HTTP/1.1 101 Switching Protocols", "beside uid {uid}");
+        drop(crowd);
+    }
+    Ok(())
+}
+
 #[test]
 fn a_token_is_asked_of_everybody_and_is_never_told() -> Result<()> {
     let file = token_file()?;
@@ -175,6 +200,15 @@ fn no_more_clients_come_in_than_are_allowed() -> Result<()> {
     let agent = Agent::start(&["--library", BORINGSSL, "--max-clients", "2"])?;
     let _clients = [Client::connect(&agent.url)?, Client::connect(&agent.url)?];
     assert_eq!(ask(agent.port, &handshake("/", agent.port, &[]))?.status, 503);
+    Ok(())
+}
+
+#[test]
+fn as_many_clients_come_in_as_are_allowed_whatever_the_shell_allows_of_open_files() -> Result<()> {
+    let agent = Agent::start_after("ulimit -S -n 64", &["--library", BORINGSSL, "--max-clients", "100"])?;
+    let clients: Vec<_> = (0..100).map(|_| Client::connect(&agent.url)).collect::<Result<_>>()?;
+    assert_eq!(ask(agent.port, &handshake("/", agent.port, &[]))?.status, 503);
+    drop(clients);
     Ok(())
 }
 
