@@ -42,9 +42,9 @@ pub enum Error {
     /// Neither a URL nor a context that has one.
     #[error("no NATS server is named; name one as nats://HOST:PORT, or a context that has a url")]
     NoServer,
-    /// It is no URL of a server.
-    #[error("{0} is no NATS server's URL; try nats://127.0.0.1:4222")]
-    Url(String, #[source] io::Error),
+    /// It is no URL of a server. What it says is left out, as a password may be in it.
+    #[error("what is to be the NATS server's URL is none; try nats://127.0.0.1:4222")]
+    Url(#[source] io::Error),
     /// There is no place where contexts would be.
     #[error(
         "no folder for the context {0}: neither XDG_CONFIG_HOME nor HOME is set; name the context's file by its path"
@@ -119,7 +119,7 @@ enum User {
 /// All that it takes to connect.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Way {
-    servers: Vec<String>,
+    servers: Vec<ServerAddr>,
     user: User,
     tls_ca: Option<PathBuf>,
     certificate: Option<(PathBuf, PathBuf)>,
@@ -136,7 +136,7 @@ impl Way {
         self.tls_ca.is_some()
             || self.certificate.is_some()
             || self.tls_first
-            || self.servers.iter().any(|url| url.starts_with("tls://"))
+            || self.servers.iter().any(ServerAddr::tls_required)
     }
 }
 
@@ -155,7 +155,7 @@ impl Server {
     ) -> Result<Connected, Error> {
         let context = self.context.as_deref().map(Context::read).transpose()?;
         let way = self.way(context.as_ref())?;
-        let shown = without_secret(&way.servers.join(","));
+        let shown = shown(&way.servers);
         let tls = way.demands_tls();
         let mut options = ConnectOptions::new().name(name).ping_interval(PING).event_callback(move |event| {
             told(event);
@@ -199,28 +199,20 @@ impl Server {
 
     /// What is given, and for the rest what the context says.
     fn way(&self, context: Option<&Context>) -> Result<Way, Error> {
-        let mut way = Way::default();
-        if let Some(context) = context {
-            way = context.way()?;
-        }
-        if let Some(url) = &self.url {
-            way.servers = url.split(',').map(str::to_owned).collect();
-        }
+        let mut way = context.map(Context::way).transpose()?.unwrap_or_default();
+        let list = self.url.as_deref().or_else(|| context?.text("url")).unwrap_or_default();
+        way.servers = servers(list).map_err(Error::Url)?;
         if way.servers.is_empty() {
             return Err(Error::NoServer);
         }
-        for url in &way.servers {
-            let wrong = |source| Error::Url(without_secret(&way.servers.join(",")), source);
-            url.parse::<ServerAddr>().map_err(wrong)?;
-        }
         // NATS's client does nothing about a user in a URL.
-        let given = self.url.iter().flat_map(|url| url.split(',')).find_map(user);
+        let theirs = way.servers.iter().find_map(user);
         if let Some(path) = &self.credentials {
             way.user = User::Credentials(path.clone());
-        } else if let Some(user) = given {
+        } else if let Some(user) = theirs
+            && (self.url.is_some() || way.user == User::Nobody)
+        {
             way.user = user;
-        } else if way.user == User::Nobody {
-            way.user = way.servers.iter().find_map(|url| user(url)).unwrap_or_default();
         }
         if let Some(path) = &self.tls_ca {
             way.tls_ca = Some(path.clone());
@@ -253,6 +245,7 @@ impl Context {
         self.value[key].as_str().filter(|text| !text.is_empty())
     }
 
+    /// All that it says but the servers.
     fn way(&self) -> Result<Way, Error> {
         let wrong = |why: String| Error::Context { path: self.path.clone(), why };
         if !self.value.is_object() {
@@ -278,9 +271,8 @@ impl Context {
             (None, None) => None,
             _ => return Err(wrong("has only one of cert and key".to_owned())),
         };
-        let servers = self.text("url").unwrap_or_default().split(',').map(str::trim);
         Ok(Way {
-            servers: servers.filter(|url| !url.is_empty()).map(str::to_owned).collect(),
+            servers: Vec::new(),
             user,
             tls_ca: path("ca"),
             certificate,
@@ -292,27 +284,39 @@ impl Context {
     }
 }
 
-/// Servers' URLs without the users and passwords that may be in them.
-pub fn without_secret(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
-    // A password may have a comma or a slash in it: of what stands before the last @ nothing is shown.
-    if let Some((_, host)) = url.rsplit_once('@') {
-        return format!("{scheme}://{host}");
-    }
-    let all = rest.split(',').enumerate().map(|(at, one)| {
-        if at == 0 || one.contains("://") { one.to_owned() } else { format!("nats://{one}") }
-    });
-    format!("{scheme}://{}", all.collect::<Vec<_>>().join(","))
+/// Servers of a list that a person wrote, with commas. `Err`: what is wrong with one, without what it says, which may hold a secret.
+pub fn servers(list: &str) -> Result<Vec<ServerAddr>, io::Error> {
+    let server = |one: &str| {
+        let server: ServerAddr = one.trim().parse()?;
+        // The client was built for no others, and would speak to them in the clear.
+        match server.scheme() {
+            "nats" | "tls" if !server.host().is_empty() => Ok(server),
+            "nats" | "tls" => Err(io::Error::other("it names no host")),
+            _ => Err(io::Error::other("only nats:// and tls:// are spoken here")),
+        }
+    };
+    list.split(',').filter(|one| !one.trim().is_empty()).map(server).collect()
+}
+
+/// Servers' URLs without the users and passwords that are in them.
+pub fn shown(servers: &[ServerAddr]) -> String {
+    let shown = |server: &ServerAddr| {
+        let (scheme, host, port) = (server.scheme(), server.host(), server.port());
+        match host.contains(':') {
+            true => format!("{scheme}://[{host}]:{port}"),
+            false => format!("{scheme}://{host}:{port}"),
+        }
+    };
+    servers.iter().map(shown).collect::<Vec<_>>().join(",")
 }
 
 /// The user in a server's URL; what stands there alone is a token, as for other clients of NATS.
-fn user(url: &str) -> Option<User> {
-    let (_, rest) = url.split_once("://").unwrap_or(("", url));
-    let (user, _) = rest.split('/').next()?.rsplit_once('@')?;
+fn user(server: &ServerAddr) -> Option<User> {
     let plain = |text: &str| decoded(text, false).unwrap_or_else(|| text.to_owned());
-    Some(match user.split_once(':') {
-        Some((user, password)) => User::Password(plain(user), plain(password)),
-        None => User::Token(plain(user)),
+    let user = plain(server.username()?);
+    Some(match server.password() {
+        Some(password) => User::Password(user, plain(password)),
+        None => User::Token(user),
     })
 }
 
@@ -364,7 +368,7 @@ mod tests {
             "inbox_prefix": "_I", "user_jwt": "", "tls_first": true, "windows_ca_certs_match": null,
         });
         let expected = Way {
-            servers: vec!["nats://a:1".to_owned(), "nats://b:2".to_owned()],
+            servers: servers("nats://a:1,nats://b:2").unwrap(),
             user: password("u", "p"),
             tls_ca: Some("/ca".into()),
             certificate: Some(("/c".into(), "/k".into())),
@@ -387,7 +391,7 @@ mod tests {
     fn who_speaks_of_tls_is_not_spoken_to_without() {
         for (server, context, tls) in [
             (at("nats://h"), json!({}), false),
-            (at("nats://h,tls://h"), json!({}), true),
+            (at("nats://h,TLS://h"), json!({}), true),
             (Server { tls_ca: Some("/ca".into()), ..at("h") }, json!({}), true),
             (Server::default(), json!({"url": "h", "cert": "/c", "key": "/k"}), true),
             (Server::default(), json!({"url": "h", "tls_first": true}), true),
@@ -407,7 +411,7 @@ mod tests {
         let given = way(&given, context.clone()).unwrap();
         assert_eq!(
             (given.servers, given.user, given.tls_ca),
-            (vec!["tls://x:y@h:2".to_owned()], User::Credentials("/own.creds".into()), Some("/own".into()))
+            (servers("tls://x:y@h:2").unwrap(), User::Credentials("/own.creds".into()), Some("/own".into()))
         );
         assert_eq!(way(&at("nats://x:y@h"), context.clone()).unwrap().user, password("x", "y"));
         assert_eq!(way(&at("nats://h"), context).unwrap().user, password("u", "p"));
@@ -415,16 +419,27 @@ mod tests {
 
     #[test]
     fn a_user_in_a_url_is_taken_from_it_and_not_shown() {
+        let user = |url| servers(url).unwrap().iter().find_map(user);
         assert_eq!(user("nats://u:p%40%2B+@h:1/"), Some(password("u", "p@++")));
         assert_eq!(user("nats://t@h"), Some(User::Token("t".to_owned())));
         assert_eq!(user("nats://h/@"), None);
-        for (url, shown) in [
-            ("nats://a:1,b:2", "nats://a:1,nats://b:2"),
-            ("nats://u:p@a:1,tls://t@b", "nats://b"),
-            ("nats://u:SEC,RET@h", "nats://h"),
-            ("nats://u:SEC?RET@h", "nats://h"),
+        for (list, text) in [
+            ("nats://a:1, b:2", "nats://a:1,nats://b:2"),
+            ("nats://u:SECRET@a:1,TLS://SECRET@b", "nats://a:1,tls://b:4222"),
+            ("u:SECRET@a:1,nats://b:2/SECRET?SECRET", "nats://a:1,nats://b:2"),
+            ("[::1]:5", "nats://[::1]:5"),
         ] {
-            assert_eq!(without_secret(url), shown);
+            assert_eq!(shown(&servers(list).unwrap()), text);
+        }
+        for list in [
+            "nats://u:SEC,RET@h",
+            "wss://u:SECRET@h",
+            "tls://a,ws://SECRET@b",
+            "nats://",
+            "nats://u:SEC?RET@h",
+        ] {
+            let error = servers(list).unwrap_err().to_string();
+            assert!(!error.contains("SEC") && !error.contains("RET"), "{error}");
         }
     }
 
@@ -435,7 +450,7 @@ mod tests {
             (json!([]), "no JSON object"),
             (json!({"socks_proxy": "socks5://h"}), "has socks_proxy"),
             (json!({"url": "nats://a", "cert": "/c"}), "only one of cert and key"),
-            (json!({"url": "http://u:secret@a"}), "http://a is no NATS server's URL"),
+            (json!({"url": "http://u:secret@a"}), "try nats://127.0.0.1:4222"),
         ] {
             let error = way(&Server::default(), context).unwrap_err();
             assert!(error.contains(said) && !error.contains("secret"), "{error}");

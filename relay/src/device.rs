@@ -70,8 +70,9 @@ impl Device {
     pub async fn read_place(&mut self) -> Place {
         let mut newest: Option<Stored> = None;
         let mut places = Vec::new();
+        let mut trouble = None;
         for kind in Kind::ALL {
-            let stored = self.stored(kind).await;
+            let stored = self.stored(kind, &mut trouble).await;
             self.last.insert(kind, stored.as_ref().map_or(0, |stored| stored.sequence));
             let Some(stored) = stored else { continue };
             places.push(stored.place.clone());
@@ -90,10 +91,9 @@ impl Device {
         self.last.clone()
     }
 
-    /// The last message of a kind. Tries until it can be asked.
-    async fn stored(&self, kind: Kind) -> Option<Stored> {
+    /// The last message of a kind. Tries until it can be asked; `trouble` is there once an attempt has failed.
+    async fn stored(&self, kind: Kind, trouble: &mut Option<Waiting>) -> Option<Stored> {
         let mut delay = FIRST_DELAY;
-        let mut trouble = None;
         loop {
             match self.stream.get_last_raw_message_by_subject(&subject::subject(&self.name, kind)).await {
                 Ok(message) => {
@@ -149,7 +149,7 @@ impl Device {
         mut message: Outgoing,
         trouble: &mut Option<Waiting>,
     ) -> Result<(), Fenced> {
-        let mut delay = FIRST_DELAY;
+        let (mut delay, mut tried) = (FIRST_DELAY, false);
         let client = self.context.client();
         loop {
             // NATS's client would keep what is sent meanwhile, and send each attempt of it afterwards.
@@ -167,7 +167,7 @@ impl Device {
             let begun = Instant::now();
             match self.publish(&message, expected).await {
                 // At the first attempt nobody but another relay can have stored it.
-                Ok(ack) if ack.duplicate && message.moves() && trouble.is_none() => return Err(Fenced),
+                Ok(ack) if ack.duplicate && message.moves() && !tried => return Err(Fenced),
                 Ok(ack) => {
                     // Of what was stored before, it is not the last one's.
                     self.last.insert(message.kind, ack.sequence.max(expected));
@@ -178,15 +178,11 @@ impl Device {
                     message = self.left_out(&message, "max_msg_size");
                 }
                 Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
-                    let stored = self.stored(message.kind).await;
+                    let stored = self.stored(message.kind, trouble).await;
                     self.last.insert(message.kind, stored.as_ref().map_or(0, |stored| stored.sequence));
                     match stored {
                         // It is there already, and its acknowledgement was lost.
-                        Some(stored)
-                            if trouble.is_some()
-                                && stored.id == id(&message)
-                                && stored.body == message.body =>
-                        {
+                        Some(stored) if tried && stored.id == id(&message) && stored.body == message.body => {
                             self.gauges.stored(&message, begun.elapsed());
                             return Ok(());
                         }
@@ -198,6 +194,7 @@ impl Device {
                     }
                 }
                 Err(error) => {
+                    tried = true;
                     trouble.get_or_insert_with(|| self.waits(&chain(&error)));
                     wait(&mut delay).await;
                 }

@@ -141,7 +141,13 @@ impl Track {
                         last.place.seq = start;
                     }
                 }
-                self.heartbeat(heartbeat, &mut out);
+                if self.whole || start > 0 {
+                    self.heartbeat(heartbeat, 0, &mut out);
+                } else {
+                    // All that the device no longer has of a run of which nothing was stored yet.
+                    let kept = self.ahead.iter().filter(|line| **line <= heartbeat.last_seq).count() as u64;
+                    self.heartbeat(heartbeat, heartbeat.last_seq.saturating_sub(kept), &mut out);
+                }
                 self.send(&entry, body, &mut out, false);
             }
             // A server that numbers and names nothing.
@@ -161,7 +167,7 @@ impl Track {
             }
             (None, payload) => {
                 if let Some(Payload::HeartbeatPayload(heartbeat)) = payload {
-                    self.heartbeat(heartbeat, &mut out);
+                    self.heartbeat(heartbeat, 0, &mut out);
                 }
                 self.send(&entry, body, &mut out, true);
             }
@@ -170,9 +176,9 @@ impl Track {
     }
 
     /// What a heartbeat says of a stream whose numbers don't tell: how far it is, what was left out on purpose counted, and what is
-    /// missing of it.
-    fn heartbeat(&mut self, heartbeat: &Heartbeat, out: &mut Vec<Outgoing>) {
-        let more = heartbeat.missed_messages.saturating_sub(self.missed);
+    /// missing of it, which is `at_least` so much.
+    fn heartbeat(&mut self, heartbeat: &Heartbeat, at_least: u64, out: &mut Vec<Outgoing>) {
+        let more = heartbeat.missed_messages.saturating_sub(self.missed).max(at_least);
         self.missed = heartbeat.missed_messages;
         if self.whole {
             return;
@@ -221,7 +227,8 @@ impl Track {
     /// Says that messages are missing behind number `after`, up to our place.
     fn gap(&self, after: u64, messages: u64) -> Outgoing {
         // The numbers of lines that came ahead are those lines'.
-        let last = (after + 1..=self.place.seq).rev().find(|seq| !self.ahead.contains(seq));
+        let last = (after..=self.place.seq).rev().find(|seq| !self.ahead.contains(seq));
+        let last = last.filter(|last| *last > after);
         Outgoing::gap(last.unwrap_or(0), self.place.clone(), messages, "")
     }
 }
@@ -347,7 +354,23 @@ mod tests {
         );
         // Of another connection, which begins to count anew.
         track.connected();
-        assert_eq!(taken(&mut track, &[heartbeat(30, 2)])[0], (Kind::Log, 0, 30, 2));
+        assert_eq!(taken(&mut track, &[heartbeat(32, 2)])[0], (Kind::Log, 32, 32, 2));
+        // One that does not say where the hole is.
+        assert_eq!(taken(&mut track, &[heartbeat(32, 9)])[0], (Kind::Log, 0, 32, 7));
+        track.connected();
+        assert_eq!(taken(&mut track, &[heartbeat(u64::MAX, 1), heartbeat(u64::MAX, 2)]).len(), 4);
+    }
+
+    #[test]
+    fn what_a_filtered_stream_no_longer_has_of_its_run_is_told_and_kept_lines_are_not_missing() {
+        let mut track = Track::new(place("old", 5), false);
+        let heartbeat = Heartbeat { run_id: "new".into(), last_seq: 50, ..Default::default() };
+        let heartbeat = bytes(0, Payload::HeartbeatPayload(heartbeat));
+        let out = taken(&mut track, &[line(1), line(2), line(60), heartbeat.clone(), heartbeat]);
+        assert_eq!(
+            out[3..],
+            [(Kind::Log, 50, 50, 48), (Kind::Heartbeat, 0, 50, 0), (Kind::Heartbeat, 0, 50, 0)]
+        );
     }
 
     #[test]
@@ -385,7 +408,10 @@ mod tests {
         prop_oneof![
             8 => (0..60u64).prop_map(|seq| Came::Message(event(seq))),
             3 => (0..60u64).prop_map(|seq| Came::Message(line(seq))),
-            2 => ("[ab]?", 0..9u64).prop_map(|(run, missed)| Came::Message(heartbeat(&run, missed))),
+            2 => ("[ab]?", 0..60u64, 0..9u64).prop_map(|(run_id, last_seq, missed_messages)| {
+                let heartbeat = Heartbeat { run_id, last_seq, missed_messages, ..Default::default() };
+                Came::Message(bytes(0, Payload::HeartbeatPayload(heartbeat)))
+            }),
             1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| Came::Message(bytes.into())),
             1 => Just(Came::Connection),
         ]
@@ -393,8 +419,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_no_place_goes_back_and_no_number_moves_it_twice(all in prop::collection::vec(came(), 0..80)) {
-            let mut track = Track::new(Place::default(), true);
+        fn whatever_comes_no_place_goes_back_and_no_number_moves_it_twice(
+            all in prop::collection::vec(came(), 0..80), whole: bool,
+        ) {
+            let mut track = Track::new(Place::default(), whole);
             let mut last = Place::default();
             for came in all {
                 let Came::Message(bytes) = came else { track.connected(); continue };

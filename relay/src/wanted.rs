@@ -5,10 +5,9 @@
 
 use std::{collections::HashMap, fmt, ops::RangeInclusive, str::FromStr};
 
-use async_nats::ServerAddr;
 use plaintap_proto::{Event, LogEntry, log_entry::Payload};
 
-use crate::connect::{Server, without_secret};
+use crate::connect::{Server, servers, shown};
 
 /// Connections whose first thread is remembered.
 const MOST_CONNECTIONS: usize = 8192;
@@ -87,9 +86,7 @@ impl FromStr for Wanted {
         }
         // `nats://?context=NAME`: the context has the host.
         if !url.ends_with(':') {
-            let is_server =
-                |one: &str| one.parse::<ServerAddr>().is_ok_and(|server| !server.host().is_empty());
-            if !url.split(',').all(is_server) {
+            if !servers(url).is_ok_and(|servers| !servers.is_empty()) {
                 return Err(Wrong::Url);
             }
             wanted.server.url = Some(url.to_owned());
@@ -153,7 +150,7 @@ impl Wanted {
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match (&self.server.url, &self.server.context) {
-            (Some(url), _) => write!(f, "{}", without_secret(url))?,
+            (Some(url), _) => write!(f, "{}", shown(&servers(url).unwrap_or_default()))?,
             (None, context) => write!(f, "nats context {}", context.as_deref().unwrap_or_default())?,
         }
         self.device.as_ref().map_or(Ok(()), |device| write!(f, " device {device}"))
@@ -286,7 +283,7 @@ mod tests {
             (all.device.as_deref(), all.stream.as_str(), all.backlog),
             (Some("R5/A"), "LAB", u64::MAX)
         );
-        assert_eq!(all.to_string(), "nats://a:1,b device R5/A");
+        assert_eq!(all.to_string(), "nats://a:1,nats://b:4222 device R5/A");
         let least = wanted("tls://h");
         assert_eq!((least.device, least.stream.as_str(), least.backlog), (None, "PLAINTAP", 0));
         for text in ["nats://?context=lab", "nats:///?context=lab", "nats:?context=lab"] {

@@ -228,7 +228,7 @@ mod tests {
         let mut storm = Storm::start(1, &[BORINGSSL, OPENSSL]).unwrap();
         let mut first = 0;
         for (connections, threads) in [(3, 2), (1, 1)] {
-            let round = Round { connections, threads, rate: 0, duration: Duration::from_millis(100) };
+            let round = Round { connections, threads, rate: 0, duration: Duration::from_secs(1) };
             let opened = storm.begin(&round).unwrap();
             assert_eq!(opened.threads.len(), 2 * threads as usize);
             let numbers: Vec<u32> = opened.connections.iter().map(|connection| connection.number).collect();

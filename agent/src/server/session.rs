@@ -221,6 +221,7 @@ async fn send_all(
                     return Ok(End::TooSlow { messages, bytes });
                 }
                 Some(Item::Missed { messages, bytes }) => {
+                    session.last_seq = cursor.seq() - 1;
                     session.missed_messages += messages;
                     session.missed_bytes += bytes;
                     if query.logs {

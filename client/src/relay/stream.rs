@@ -199,7 +199,7 @@ impl Keeper {
     /// did before.
     fn wait(&mut self, left: Duration) {
         thread::sleep(left.min(AWAY));
-        if self.plugged.is_some() && self.device.plugged() != self.plugged {
+        if self.device.plugged() != self.plugged {
             self.delay = Duration::ZERO;
             self.next = Instant::now();
         }
@@ -269,15 +269,18 @@ mod tests {
 
     #[test]
     fn a_device_that_waits_is_asked_at_once_when_it_was_unplugged() {
-        let device = Arc::new(Fake { plugged: Mutex::new("transport_id:1".to_owned()), ..Fake::default() });
-        let mut keeper = keeper(&device);
-        assert!(matches!(keeper.keep(), Err(Some(_))));
-        keeper.delay = LONGEST_DELAY;
-        keeper.wait(Duration::ZERO);
-        assert!(keeper.next > Instant::now() && keeper.delay == LONGEST_DELAY);
-        *device.plugged.lock().unwrap() = "transport_id:2".to_owned();
-        keeper.wait(Duration::ZERO);
-        assert!(keeper.next <= Instant::now() && keeper.delay.is_zero());
+        // It may be gone already when it has said no.
+        for plugged in ["transport_id:1", ""] {
+            let device = Arc::new(Fake { plugged: Mutex::new(plugged.to_owned()), ..Fake::default() });
+            let mut keeper = keeper(&device);
+            assert!(matches!(keeper.keep(), Err(Some(_))));
+            keeper.delay = LONGEST_DELAY;
+            keeper.wait(Duration::ZERO);
+            assert!(keeper.next > Instant::now() && keeper.delay == LONGEST_DELAY);
+            *device.plugged.lock().unwrap() = "transport_id:2".to_owned();
+            keeper.wait(Duration::ZERO);
+            assert!(keeper.next <= Instant::now() && keeper.delay.is_zero());
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::process::Process;
-use plaintap_tests::stream::Client;
+use plaintap_tests::stream::{Client, Received};
 use plaintap_tests::{BORINGSSL, need, net, until};
 
 /// A traced program, its agent, and a client that gets the stream without a relay.
@@ -183,7 +183,10 @@ fn what_has_no_number_is_not_stored_once_for_each_attempt_of_an_outage() -> Resu
     scene.nats.kill()?;
     relay.stderr.wait_for(0, "a sign of life to wait", |line| line.contains("waits device=dev-1"))?;
     // Time for attempts.
-    thread::sleep(Duration::from_secs(12));
+    let heartbeats =
+        |client: &[Received]| client.iter().filter(|message| message.heartbeat().is_some()).count();
+    let known = heartbeats(&scene.client.messages);
+    scene.client.wait_for("another sign of life", |all| (heartbeats(all) > known).then_some(()))?;
     scene.nats.start_again()?;
     relay.stderr.wait_for(0, "it to go on", |line| line.contains("stores again device=dev-1"))?;
     let mut all = BTreeMap::<Vec<u8>, u32>::new();
@@ -422,17 +425,26 @@ fn what_a_filtered_source_missed_while_nobody_was_there_is_told_as_a_gap() -> Re
     first.wait()?;
     let before = place(&scene)?;
     // One that comes back at once has missed nothing, whatever the filter left out.
-    let second = filtered()?;
-    second.stderr.wait_for(0, "the source", |line| line.contains("source is there"))?;
-    drop(second);
+    let heartbeats = |scene: &Scene| -> Result<usize> {
+        Ok(scene.nats.stored()?.iter().filter(|message| message.subject.ends_with(".heartbeat")).count())
+    };
+    let comes_back = |scene: &Scene| -> Result<()> {
+        let known = heartbeats(scene)?;
+        let mut relay = filtered()?;
+        until("its first sign of life", || Ok((heartbeats(scene)? > known).then_some(())))?;
+        relay.signal(Signal::SIGKILL)?;
+        relay.wait().map(drop)
+    };
+    comes_back(&scene)?;
     for seed in 0..400 {
         scene.driver.write(Side::Client, 4096, seed)?;
     }
     ensure!(gaps(&scene)? == 0, "a gap was told");
-    let third = filtered()?;
-    third.stderr.wait_for(0, "the source", |line| line.contains("source is there"))?;
-    until("the gap to be told", || Ok((gaps(&scene)? > 100).then_some(())))?;
-    ensure!(place(&scene)? >= before + gaps(&scene)?, "it would be told again");
+    comes_back(&scene)?;
+    let missing = gaps(&scene)?;
+    ensure!(missing > 100 && place(&scene)? >= before + missing, "{missing} behind {before}");
+    comes_back(&scene)?;
+    ensure!(gaps(&scene)? == missing, "it was told again");
     Ok(())
 }
 
@@ -470,8 +482,12 @@ fn a_second_relay_for_a_device_stays_back() -> Result<()> {
     }
     ensure!(back(&first) != back(&second), "one of them stays back");
     scene.is_stored()?;
-    // The other has nothing to store now but signs of life, every 15 s, and is no less there for that.
-    thread::sleep(Duration::from_secs(70));
+    // The other has nothing to store now but signs of life, every 15 s, and is no less there for that: not within the 30 s that
+    // the one stays back before it looks, nor the 30 s after.
+    for _ in 0..5 {
+        let known = scene.nats.stored()?.len();
+        until("a sign of life", || Ok((scene.nats.stored()?.len() > known).then_some(())))?;
+    }
     let begun = |relay: &Process| {
         relay.stderr.all().iter().filter(|line| line.contains("goes on device=dev-1")).count()
     };
