@@ -97,6 +97,8 @@ impl Error {
             | Self::NeedsToken(_)
             | Self::Account(_) => 2,
             Self::Capture(capture::Error::NotPermitted { .. } | capture::Error::Memlock { .. }) => 3,
+            // It may be there the next time.
+            Self::Capture(capture::Error::Short { .. }) => 1,
             Self::Capture(_) => 4,
             Self::Listen(listen::Error::InUse(_)) => 5,
             Self::Discover(_) => 6,

@@ -94,6 +94,7 @@ pub fn run(
             forget: &forget,
             // Where nothing watches sockets, there is no use in watching what engines write.
             told_no_address: !hooked,
+            hooked,
             server: &server,
             clock: Clock::now(),
             told: Losses::default(),
@@ -224,8 +225,10 @@ struct Drain<'a> {
     link: &'a Link,
     flow: &'a RefCell<Flow>,
     forget: &'a Forget,
-    /// The other half knows that addresses are missing.
+    /// The other half knows that addresses are missing, or can do nothing about it.
     told_no_address: bool,
+    /// What tells of sockets is in place.
+    hooked: bool,
     server: &'a Server,
     clock: Clock,
     /// The losses that the log has told of.
@@ -258,6 +261,8 @@ impl Drain<'_> {
             let forget = self.forget.told.listen();
             if self.forget.due.replace(false) {
                 self.flow.borrow_mut().forget();
+                // So has the other half.
+                self.told_no_address = !self.hooked;
                 self.server.stream.borrow_mut().forget();
                 memory::give_back();
             }

@@ -317,6 +317,8 @@ impl<A: Attach> Targets<A> {
                 take_off(capture, &mut probes);
                 if probes.is_empty() {
                     log::info!("detached library={name}: {why}");
+                    // What others lacked may be there now.
+                    self.retries.iter_mut().for_each(|retry| retry.due = Instant::now());
                 } else {
                     self.queue.push_back((id, Work::Detach { name, why, probes }));
                 }
@@ -346,12 +348,22 @@ impl<A: Attach> Targets<A> {
             self.queue.push_back((id, Work::Detach { name, why, probes: work.probes }));
             return Ok(());
         }
+        if work.target.found.how == How::Inferred && work.next == 0 && !work.is_told {
+            match self.watch_guesses(&work.target, capture) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.wait_for_places(work);
+                    return Ok(());
+                }
+                Err(error) => return self.fail(work, error),
+            }
+        }
         let carries = work.target.found.carries();
         match work.target.found.functions.get(work.next).copied() {
             Some((Function::BioWrite, _)) if !self.engines && !work.target.may_have_engines() => {
                 // It is the last of the functions.
-                let target = if carries { self.finish(work, capture)? } else { Some(work.target) };
-                self.spare.extend(target.map(|target| (id, target)));
+                let target = if carries { self.finish(work) } else { work.target };
+                self.spare.insert(id, target);
             }
             Some((function, offset)) => {
                 match capture.attach(&work.target, function, offset, &mut work.probes) {
@@ -366,50 +378,44 @@ impl<A: Attach> Targets<A> {
                         if pause.is_zero() {
                             log::warn!("without some addresses: {}", chain(&error));
                         }
-                        let target =
-                            self.finish(work, capture)?.filter(|_| matches!(error, Error::Short { .. }));
-                        target.into_iter().for_each(|target| self.try_again(target, pause));
+                        let target = self.finish(work);
+                        if matches!(error, Error::Short { .. }) {
+                            self.try_again(target, pause);
+                        }
                     }
                     Err(error) => return self.fail(work, error),
                 }
             }
-            None => drop(self.finish(work, capture)?),
+            None => drop(self.finish(work)),
         }
         Ok(())
     }
 
-    /// Says that a target is attached, and gives it back; none where its guesses can't be looked at: what is not looked at is not
-    /// believed.
-    fn finish(&mut self, work: Attaching<A::Probe>, capture: &mut A) -> Result<Option<Target>, Error> {
-        if work.target.found.how == How::Inferred && !work.is_told {
-            match self.watch_guesses(&work.target, capture) {
-                Ok(true) => {}
-                Ok(false) => {
-                    let Attaching { target, probes, pause, .. } = work;
-                    if pause.is_zero() {
-                        log::warn!(
-                            "not attached: {} waits until functions at the same place of a page are known to be the right ones",
-                            target.path.display()
-                        );
-                    }
-                    self.queue.push_back((target.id, Work::TakeBack { probes }));
-                    self.try_again(target, pause);
-                    return Ok(None);
-                }
-                Err(error) => return self.fail(work, error).map(|()| None),
-            }
-        }
+    /// Says that a target is attached, and gives it back.
+    fn finish(&mut self, work: Attaching<A::Probe>) -> Target {
         let Attaching { target, probes, is_told, .. } = work;
         if !is_told {
             log::info!("attached {target}");
         }
         self.attached.insert(target.id, (target.path.display().to_string(), probes));
-        Ok(Some(target))
+        target
+    }
+
+    /// Tries a target again when its guesses can be looked at: what is not looked at is not believed.
+    fn wait_for_places(&mut self, work: Attaching<A::Probe>) {
+        if work.pause.is_zero() {
+            log::warn!(
+                "not attached: {} waits until functions at the same place of a page are known to be the right ones",
+                work.target.path.display()
+            );
+        }
+        self.try_again(work.target, work.pause);
     }
 
     /// Takes off what was attached of a target. It is tried again if that may help; only the first time it is an error.
     fn fail(&mut self, work: Attaching<A::Probe>, error: Error) -> Result<(), Error> {
-        let Attaching { target, probes, pause, .. } = work;
+        let Attaching { target, mut probes, pause, .. } = work;
+        probes.extend(self.guesses.remove(&target.id).into_iter().flatten());
         self.queue.push_back((target.id, Work::TakeBack { probes }));
         if !matches!(error, Error::Short { .. }) {
             return Err(error);

@@ -6,6 +6,7 @@
 pub mod btf;
 pub mod counters;
 pub mod filters;
+mod guesses;
 pub mod listeners;
 pub mod ring;
 mod shared;
@@ -37,6 +38,7 @@ use nix::{
 use plaintap_abi::{Calls, NO_OFFSET, PAGE_OFFSET, Settings, SocketOffsets, TaskOffsets, choice, names};
 
 use filters::Filters;
+use guesses::Guesses;
 
 use crate::{
     discover::{Function, Target},
@@ -151,6 +153,7 @@ pub struct Capture {
     hooks: Vec<Hook>,
     /// When capturing began again: nanoseconds since boot.
     epoch: u64,
+    guesses: Guesses,
     offsets: SocketOffsets,
     /// Why the programs can't read a socket's addresses.
     no_offsets: Option<btf::Error>,
@@ -216,7 +219,15 @@ impl Capture {
             .map_max_entries(names::RING, sizes.ring)
             .load(OBJECT)
             .map_err(|source| Error::from_aya("load eBPF maps", source))?;
-        let mut capture = Self { ebpf, hooks: Vec::new(), epoch: 0, offsets, no_offsets, task_offsets };
+        let mut capture = Self {
+            ebpf,
+            hooks: Vec::new(),
+            epoch: 0,
+            guesses: Guesses::default(),
+            offsets,
+            no_offsets,
+            task_offsets,
+        };
         capture.set_filters(filters)?;
         for (name, program) in capture.ebpf.programs_mut() {
             match program {
@@ -293,20 +304,24 @@ impl Capture {
     /// programs count, its calls could not be told from those of another function that are counted already.
     pub fn watch_guess(&mut self, target: &Target, offset: u64) -> Result<Option<Probe>, Error> {
         let place = offset as u32 & PAGE_OFFSET;
-        let mut guesses: HashMap<_, u32, [u32; 2]> = self.map_as(names::GUESSES)?;
-        if guesses.get(&place, 0).is_ok() {
-            return Ok(None);
-        }
-        let failed = |error: MapError| Error::from_aya("fill an eBPF map", error.into());
-        guesses.insert(place, [0; 2], 0).map_err(failed)?;
-        let path = format!("/proc/self/fd/{}", target.file.as_raw_fd());
-        let program: &mut UProbe = self.program(GUESSED_CALL)?;
-        match program.attach(offset, &path, UProbeScope::AllProcesses) {
+        let Some(was_free) = self.guesses.take(place, &target.found.functions) else { return Ok(None) };
+        let mut attach = || {
+            if was_free {
+                let mut guesses: HashMap<_, u32, [u32; 2]> = self.map_as(names::GUESSES)?;
+                let failed = |error: MapError| Error::from_aya("fill an eBPF map", error.into());
+                guesses.insert(place, [0; 2], 0).map_err(failed)?;
+            }
+            let path = format!("/proc/self/fd/{}", target.file.as_raw_fd());
+            let what = || format!("probe a function in {}", target.path.display());
+            let program: &mut UProbe = self.program(GUESSED_CALL)?;
+            let link = program.attach(offset, &path, UProbeScope::AllProcesses);
+            link.map_err(|error| Error::from_aya(&what(), error.into()))
+        };
+        match attach() {
             Ok(link) => Ok(Some(Probe { program: GUESSED_CALL, link, guess: Some(place) })),
             Err(error) => {
                 self.forget_guess(place)?;
-                let what = format!("probe a function in {}", target.path.display());
-                Err(Error::from_aya(&what, error.into()))
+                Err(error)
             }
         }
     }
@@ -321,6 +336,9 @@ impl Capture {
 
     /// Makes room for another function that begins at the same place of its page.
     fn forget_guess(&mut self, place: u32) -> Result<(), Error> {
+        if !self.guesses.give_back(place) {
+            return Ok(());
+        }
         let mut guesses: HashMap<_, u32, [u32; 2]> = self.map_as(names::GUESSES)?;
         guesses.remove(&place).map_err(|error| Error::from_aya("empty an eBPF map", error.into()))
     }

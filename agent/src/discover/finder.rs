@@ -176,13 +176,18 @@ impl Finder {
     fn seek(&mut self, sink: Sink<'_>) {
         self.sought = Instant::now();
         for path in self.candidates() {
-            let is_new = file::stamp(&path).is_ok_and(|stamp| match self.seen.peek(&stamp) {
+            let Ok(stamp) = file::stamp(&path) else { continue };
+            let is_new = match self.seen.peek(&stamp) {
                 Some(Verdict::Target(id)) => !self.targets.get(id).is_some_and(|known| known.place),
                 Some(Verdict::Other) => false,
                 None => true,
-            });
+            };
             if is_new {
                 self.place(&path, sink);
+            }
+            // What can't be opened is told once. Who may not read it by its path may still by a process's mapping.
+            if self.is_restricted() && self.again.is_none() && self.seen.peek(&stamp).is_none() {
+                self.remember(stamp, Verdict::Other);
             }
         }
     }
@@ -297,6 +302,8 @@ impl Finder {
             self.place(&path, sink);
         }
         match self.scope {
+            // What was short is looked at again below.
+            _ if self.again.is_some() => {}
             Scope::Named(_) => self.seek(sink),
             Scope::Places if self.sought.elapsed() >= PLACES => self.seek(sink),
             _ => {}
@@ -391,6 +398,11 @@ impl Finder {
             return Some(id);
         }
         if !place && self.is_restricted() {
+            return None;
+        }
+        // A target needs one more descriptor: where there is none, nothing need be read.
+        if let Err(error) = opened.file.try_clone() {
+            self.note(&error);
             return None;
         }
         // Written to while it was probed: what is at the old offsets now, nobody knows.
