@@ -7,7 +7,7 @@ use std::{
     net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
@@ -31,15 +31,31 @@ impl Drop for Running {
     }
 }
 
-/// What comes of `read` until it has a line that `done` takes, which is given back.
-fn line(read: impl Read + Send + 'static, done: impl Fn(&str) -> bool + Send + 'static) -> Option<String> {
-    let (found, wait) = mpsc::channel();
+/// What comes of `read`, line by line.
+fn lines(read: impl Read + Send + 'static) -> Receiver<String> {
+    let (found, lines) = mpsc::channel();
     thread::spawn(move || {
-        let mut lines = BufReader::new(read).split(b'\n').map_while(Result::ok);
-        let line = lines.find_map(|line| String::from_utf8(line).ok().filter(|line| done(line)));
-        let _ = found.send(line);
+        let lines = BufReader::new(read).split(b'\n').map_while(Result::ok);
+        // Messages of the stream are no text.
+        let mut lines = lines.filter_map(|line| String::from_utf8(line).ok());
+        lines.try_for_each(|line| found.send(line))
     });
-    wait.recv_timeout(PATIENCE).expect("an end, in time")
+    lines
+}
+
+/// The next of `lines` that `done` takes, within `patience`; none if they end without.
+fn line(lines: &Receiver<String>, patience: Duration, done: impl Fn(&str) -> bool) -> Option<String> {
+    let until = Instant::now() + patience;
+    loop {
+        match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) if done(&line) => return Some(line),
+            Ok(_) => {}
+            Err(end) => {
+                assert_eq!(end, RecvTimeoutError::Disconnected, "neither the line nor an end, in time");
+                return None;
+            }
+        }
+    }
 }
 
 /// A certificate for localhost and its key, `NAME.pem` and `NAME.key`.
@@ -66,8 +82,8 @@ fn certificate(folder: &Path, name: &str) {
     assert!(made.status.success(), "{made:?}");
 }
 
-/// An agent that serves TLS, and its port.
-fn agent(folder: &Path, arguments: &[&str]) -> (Running, u16) {
+/// An agent that serves TLS, its port, and the lines of its log that follow.
+fn agent(folder: &Path, arguments: &[&str]) -> (Running, u16, Receiver<String>) {
     let mut agent = Command::new(env!("CARGO_BIN_EXE_plaintapd"))
         .current_dir(folder)
         .args([
@@ -83,12 +99,12 @@ fn agent(folder: &Path, arguments: &[&str]) -> (Running, u16) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the agent");
-    let log = agent.stderr.take().expect("a pipe");
+    let log = lines(agent.stderr.take().expect("a pipe"));
     let agent = Running(agent);
-    let listening =
-        line(log, |line| line.contains(" listening url=wss://127.0.0.1:")).expect("root, and a TLS library");
+    let listening = line(&log, PATIENCE, |line| line.contains(" listening url=wss://127.0.0.1:"))
+        .expect("root, and a TLS library");
     let port = listening.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
-    (agent, port.expect("a port"))
+    (agent, port.expect("a port"), log)
 }
 
 /// OpenSSL's client with these arguments.
@@ -120,14 +136,14 @@ fn answer(folder: &Path, port: u16, arguments: &[&str]) -> Option<String> {
     let mut input = client.0.stdin.take().expect("a pipe");
     let output = client.0.stdout.take().expect("a pipe");
     let _ = input.write_all(REQUEST.as_bytes());
-    line(output, |line| line.starts_with("HTTP/"))
+    line(&lines(output), PATIENCE, |line| line.starts_with("HTTP/"))
 }
 
 #[test]
 fn clients_speak_tls_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     certificate(folder.path(), "server");
-    let (_agent, port) = agent(folder.path(), &[]);
+    let (_agent, port, _log) = agent(folder.path(), &[]);
     assert_eq!(answer(folder.path(), port, &[]).as_deref(), Some("HTTP/1.1 101 Switching Protocols\r"));
     assert!(answer(folder.path(), port, &["-tls1_2"]).is_some());
     let mut plain = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -144,7 +160,7 @@ fn clients_need_a_certificate_where_that_is_asked_for() {
     for name in ["server", "client", "stranger"] {
         certificate(folder.path(), name);
     }
-    let (_agent, port) = agent(folder.path(), &["--tls-client-ca", "client.pem"]);
+    let (_agent, port, _log) = agent(folder.path(), &["--tls-client-ca", "client.pem"]);
     assert!(answer(folder.path(), port, &["-cert", "client.pem", "-key", "client.key"]).is_some());
     assert_eq!(answer(folder.path(), port, &[]), None);
     assert_eq!(answer(folder.path(), port, &["-cert", "stranger.pem", "-key", "stranger.key"]), None);
@@ -154,7 +170,7 @@ fn clients_need_a_certificate_where_that_is_asked_for() {
 fn who_accepts_nothing_leaves_nothing_open() {
     let folder = tempfile::tempdir().unwrap();
     certificate(folder.path(), "server");
-    let (agent, port) = agent(folder.path(), &[]);
+    let (agent, port, log) = agent(folder.path(), &[]);
     let pid = agent.0.id();
     let serving = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let open_files = || fs::read_dir(format!("/proc/{}/fd", serving.trim())).unwrap().count();
@@ -163,10 +179,11 @@ fn who_accepts_nothing_leaves_nothing_open() {
     let mut stuck = client(folder.path(), port, &[]);
     let mut output = BufReader::new(stuck.0.stdout.take().unwrap());
     stuck.0.stdin.as_mut().unwrap().write_all(REQUEST.as_bytes()).unwrap();
-    let mut line = Vec::new();
-    output.read_until(b'\n', &mut line).unwrap();
-    assert!(line.starts_with(b"HTTP/1.1 101"), "{line:?}");
+    let mut status = Vec::new();
+    output.read_until(b'\n', &mut status).unwrap();
+    assert!(status.starts_with(b"HTTP/1.1 101"), "{status:?}");
     kill(Pid::from_raw(stuck.0.id() as i32), Signal::SIGSTOP).unwrap();
+    assert!(open_files() > before);
 
     // More than both ends' sockets hold.
     let mut server = Command::new("openssl")
@@ -189,14 +206,15 @@ fn who_accepts_nothing_leaves_nothing_open() {
     let reading = thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
     let mut load = client(folder.path(), port, &[]);
     load.0.stdin.take().unwrap().write_all(&vec![b'x'; 32 << 20]).unwrap();
-    assert!(open_files() > before);
 
+    // After 30 s, found out after 10 more at the latest.
+    line(&log, PATIENCE * 4, |line| line.contains("it accepted nothing for 30 s and was reset"))
+        .expect("it was stuck");
     let since = Instant::now();
     while open_files() > before {
-        assert!(since.elapsed() < PATIENCE * 4, "{} files, {before} before", open_files());
+        assert!(since.elapsed() < PATIENCE, "{} files, {before} before", open_files());
         thread::sleep(Duration::from_millis(100));
     }
-    assert!(since.elapsed() > PATIENCE, "it was not stuck");
     drop((load, server));
     reading.join().unwrap().unwrap();
 }

@@ -15,6 +15,7 @@ pub mod tails;
 
 use std::{
     error::Error as _,
+    hash::Hash,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
@@ -22,7 +23,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun,
-    maps::{Array, HashMap, Map, MapError},
+    maps::{Array, HashMap, Map, MapData, MapError},
     programs::{
         KProbe, Program, ProgramError, RawTracePoint, UProbe,
         kprobe::KProbeLinkId,
@@ -268,13 +269,16 @@ impl Capture {
     /// Changes what is captured from now on.
     pub fn set_filters(&mut self, filters: &Filters) -> Result<(), Error> {
         let failed = |error: MapError| Error::from_aya("fill an eBPF map", error.into());
-        replace(self.map_as(names::PIDS)?, &filters.pids).map_err(failed)?;
-        replace(self.map_as(names::COMMS)?, &filters.comms).map_err(failed)?;
-        // Last, as it says which of the others count.
+        // Entries come before the settings that count on them, and go after those that did: who is wanted before and after is
+        // so in between, too. Else there would be a hole that nobody is told of.
+        let pids = add(self.map_as(names::PIDS)?, &filters.pids).map_err(failed)?;
+        let comms = add(self.map_as(names::COMMS)?, &filters.comms).map_err(failed)?;
         let settings = Settings { epoch: self.epoch, ..filters.settings() };
         let settings = bytemuck::cast::<Settings, [u64; SETTINGS_WORDS]>(settings);
         let mut map: Array<_, [u64; SETTINGS_WORDS]> = self.map_as(names::SETTINGS)?;
-        map.set(0, settings, 0).map_err(failed)
+        map.set(0, settings, 0).map_err(failed)?;
+        remove(self.map_as(names::PIDS)?, &pids).map_err(failed)?;
+        remove(self.map_as(names::COMMS)?, &comms).map_err(failed)
     }
 
     /// Puts the probes on one function of a target, and adds them to `probes`.
@@ -398,8 +402,8 @@ impl Capture {
         // This clock always exists.
         self.epoch = now.map_or(0, |now| now as u64);
         let failed = |error: MapError| Error::from_aya("empty an eBPF map", error.into());
-        replace(self.map_as::<HashMap<_, u64, u8>>(names::OPENERS)?, &Default::default()).map_err(failed)?;
-        replace(self.map_as::<HashMap<_, u16, u8>>(names::LISTENERS)?, &Default::default()).map_err(failed)
+        empty(self.map_as::<HashMap<_, u64, u8>>(names::OPENERS)?).map_err(failed)?;
+        empty(self.map_as::<HashMap<_, u16, u8>>(names::LISTENERS)?).map_err(failed)
     }
 
     /// Takes the programs off sockets, threads and processes.
@@ -517,19 +521,37 @@ impl Capture {
     }
 }
 
-/// Makes an eBPF hash map hold `entries` and nothing else.
-fn replace<K: aya::Pod + Eq + std::hash::Hash>(
-    mut map: HashMap<&mut aya::maps::MapData, K, u8>,
+/// An eBPF hash map of ours.
+type Entries<'a, K> = HashMap<&'a mut MapData, K, u8>;
+
+/// Puts `entries` into a map, and tells which others are there. Only where there is no room for all, some of these go before.
+fn add<K: aya::Pod + Eq + Hash>(
+    mut map: Entries<K>,
     entries: &std::collections::HashMap<K, u8>,
-) -> Result<(), MapError> {
-    let kept: Vec<K> = map.keys().collect::<Result<_, _>>()?;
-    for key in kept.iter().filter(|key| !entries.contains_key(key)) {
-        map.remove(key)?;
-    }
+) -> Result<Vec<K>, MapError> {
+    let mut others: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    others.retain(|key| !entries.contains_key(key));
     for (key, choice) in entries {
-        map.insert(key, choice, 0)?;
+        while let Err(error) = map.insert(key, choice, 0) {
+            // Source: linux, kernel/bpf/hashtab.c, alloc_htab_elem: a full map is E2BIG.
+            let is_full = matches!(&error, MapError::SyscallError(error)
+                if error.io_error.raw_os_error() == Some(Errno::E2BIG as i32));
+            let Some(other) = others.pop_if(|_| is_full) else { return Err(error) };
+            map.remove(&other)?;
+        }
     }
-    Ok(())
+    Ok(others)
+}
+
+/// Takes `keys` out of a map.
+fn remove<K: aya::Pod>(mut map: Entries<K>, keys: &[K]) -> Result<(), MapError> {
+    keys.iter().try_for_each(|key| map.remove(key))
+}
+
+/// Takes everything out of a map.
+fn empty<K: aya::Pod>(map: Entries<K>) -> Result<(), MapError> {
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    remove(map, &keys)
 }
 
 /// The programs for a function's entry and return.

@@ -169,6 +169,45 @@ fn what_is_newly_left_out_is_so_in_a_call_under_way_too() -> Result<()> {
 }
 
 #[test]
+fn who_is_wanted_before_and_after_is_so_while_filters_change() -> Result<()> {
+    // Of many, so that the change takes its time.
+    let others: String = (1..=1000).map(|number| format!("--pid {}\n", 4_000_000 + number)).collect();
+    let config = |round, pid| if round % 2 == 0 { String::new() } else { format!("{others}--pid {pid}\n") };
+    let mut scene = Configured::start(|pids| config(0, pids[0]))?;
+    let pid = scene.drivers[0].pid();
+    let mut writes = 0;
+    for round in 1..=20 {
+        fs::write(scene.config.path(), config(round, pid))?;
+        let from = scene.agent.log().all().len();
+        scene.agent.signal(Signal::SIGHUP)?;
+        until("the filters to be changed", || {
+            for seed in 0..50 {
+                scene.drivers[0].write(Side::Client, 10, seed)?;
+            }
+            writes += 50;
+            let lines = scene.agent.log().all();
+            Ok(lines[from..].iter().any(|line| line.contains("were read again")).then_some(()))
+        })?;
+    }
+    seen(&mut scene.client)?;
+    let ours = scene.client.events().filter(|event| event.pid == i64::from(pid));
+    assert_eq!(ours.filter(|event| event.pname == "drv-client").count(), writes);
+    Ok(())
+}
+
+#[test]
+fn as_many_values_as_there_may_be_make_room_for_as_many_others() -> Result<()> {
+    let names = |kind: &str| (1..64).map(|number| format!("--comm {kind}{number}\n")).collect::<String>();
+    let mut scene = Configured::start(|_| names("old") + "--comm drv-client")?;
+    assert_eq!(scene.write(100)?, [[100], [100]]);
+    scene.change(|_| names("new") + "--comm drv-server", "were read again")?;
+    assert_eq!(scene.write(101)?, [[101], [101]]);
+    scene.change(|_| names("old") + "--comm none", "were read again")?;
+    assert_eq!(scene.write(102)?, [const { Vec::<usize>::new() }; 2]);
+    Ok(())
+}
+
+#[test]
 fn a_config_file_that_makes_no_sense_changes_nothing_and_is_said() -> Result<()> {
     let mut scene = Configured::start(|pids| format!("--pid {}", pids[0]))?;
     assert_eq!(scene.write(100)?, [vec![100, 100], vec![]]);

@@ -1,14 +1,16 @@
 //! Life as a service: a manager that watches hears of an agent that hangs, and who reads no log keeps nobody waiting.
 
 use std::fs;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
@@ -88,20 +90,45 @@ impl Drop for Running {
     }
 }
 
-/// The URL that an agent says it listens at, read byte by byte: nothing behind that is read.
-fn url_in(mut log: &File) -> Result<String> {
-    let mut line = Vec::new();
-    loop {
-        let mut byte = [0];
-        log.read_exact(&mut byte)?;
-        line.push(byte[0]);
-        let text = String::from_utf8_lossy(&line);
-        match text.split_once(" listening url=") {
-            Some((_, url)) if url.ends_with('\n') => return Ok(url.trim_end().to_owned()),
-            _ if byte == *b"\n" => line.clear(),
-            _ => {}
+/// The URL that `agent` says it listens at, read byte by byte: nothing behind that is read.
+fn url_in(mut log: &File, agent: &mut Running) -> Result<String> {
+    let mut said = String::new();
+    until("the agent to say where it listens", || {
+        let ended = agent.0.try_wait()?;
+        while poll(&mut [PollFd::new(log.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)? > 0 {
+            let mut byte = [0];
+            log.read_exact(&mut byte)?;
+            said.push(char::from(byte[0]));
+            if let Some((_, url)) = said.split_once(" listening url=")
+                && url.ends_with('\n')
+            {
+                return Ok(Some(url.trim_end().to_owned()));
+            }
         }
-    }
+        ended.map_or(Ok(None), |status| bail!("it ended with {status}: {said}"))
+    })
+}
+
+/// Leaves no room for a byte in what `writer` writes to.
+fn fill(writer: &OwnedFd) -> Result<()> {
+    // Opened anew: whether to wait is a matter of an open file, and the agent is to find this one as it was.
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut writer = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    // A terminal moves what it holds to where it is read, which makes room once more: full is what stays so.
+    let mut looks = 0;
+    until("no room to be left", || {
+        looks += 1;
+        loop {
+            match writer.write(b".") {
+                Ok(_) => looks = 0,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Ok((looks > 10).then_some(()));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    })
 }
 
 /// An agent that captures, serves and ends, while there is no room for its log and nobody makes any.
@@ -113,18 +140,14 @@ fn does_well_unread(reader: OwnedFd, stderr: OwnedFd) -> Result<()> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone()?);
     let mut agent = Running(command.spawn()?);
     let reader = File::from(reader);
-    let url = url_in(&reader)?;
-    until("the log to be full", || {
-        // Each is a line of the one half's, each client one or two of the other's.
-        process::send(agent.0.id(), Signal::SIGHUP)?;
-        Client::connect(&url)?;
-        let mut room = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        Ok((poll(&mut room, PollTimeout::ZERO)? == 0).then_some(()))
-    })?;
+    let url = url_in(&reader, &mut agent)?;
+    fill(&stderr)?;
+    // Each client is a line of the one half's, each signal one of the other's.
     let mut client = Client::connect(&url)?;
     let half = Half::of_driver(&driver, Side::Client, Direction::Written);
     for seed in 0..10 {
         process::send(agent.0.id(), Signal::SIGHUP)?;
+        Client::connect(&url)?;
         driver.write(Side::Client, 1000, seed)?;
     }
     let seen = conversation::wait_for(&mut client, &half, 10_000)?;
