@@ -401,9 +401,8 @@ impl Capture {
             clock_gettime(ClockId::CLOCK_BOOTTIME).map(|now| now.tv_sec() * 1_000_000_000 + now.tv_nsec());
         // This clock always exists.
         self.epoch = now.map_or(0, |now| now as u64);
-        let failed = |error: MapError| Error::from_aya("empty an eBPF map", error.into());
-        empty(self.map_as::<HashMap<_, u64, u8>>(names::OPENERS)?).map_err(failed)?;
-        empty(self.map_as::<HashMap<_, u16, u8>>(names::LISTENERS)?).map_err(failed)
+        self.empty::<u64, u8>(names::OPENERS)?;
+        self.empty::<u16, u8>(names::LISTENERS)
     }
 
     /// Takes the programs off sockets, threads and processes.
@@ -546,12 +545,6 @@ fn add<K: aya::Pod + Eq + Hash>(
 /// Takes `keys` out of a map.
 fn remove<K: aya::Pod>(mut map: Entries<K>, keys: &[K]) -> Result<(), MapError> {
     keys.iter().try_for_each(|key| map.remove(key))
-}
-
-/// Takes everything out of a map.
-fn empty<K: aya::Pod>(map: Entries<K>) -> Result<(), MapError> {
-    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
-    remove(map, &keys)
 }
 
 /// The programs for a function's entry and return.

@@ -27,7 +27,8 @@ impl Capture {
         self.empty::<u64, u8>(names::OPENERS)
     }
 
-    fn empty<K: Pod, V: Pod>(&mut self, name: &'static str) -> Result<(), Error> {
+    /// Takes everything out of a map.
+    pub(super) fn empty<K: Pod, V: Pod>(&mut self, name: &'static str) -> Result<(), Error> {
         let failed = |error: MapError| Error::from_aya("empty an eBPF map", error.into());
         let mut map: HashMap<_, K, V> = self.map_as(name)?;
         let keys: Vec<K> = map.keys().collect::<Result<_, _>>().map_err(failed)?;
