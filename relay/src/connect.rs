@@ -43,7 +43,7 @@ pub enum Error {
     #[error("no NATS server is named; name one as nats://HOST:PORT, or a context that has a url")]
     NoServer,
     /// It is no URL of a server. What it says is left out, as a password may be in it.
-    #[error("what is to be the NATS server's URL is none; try nats://127.0.0.1:4222")]
+    #[error("what names the server is no NATS server's URL; try nats://127.0.0.1:4222")]
     Url(#[source] io::Error),
     /// There is no place where contexts would be.
     #[error(
