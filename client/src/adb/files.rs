@@ -1,6 +1,8 @@
 //! A file on its way to the device, by the sync protocol. Source: AOSP, packages/modules/adb, SYNC.TXT.
 
-use super::{Error, said, shell::within, stream::Stream};
+use std::time::Duration;
+
+use super::{Error, said, stream::Stream};
 
 /// The largest piece that the protocol allows.
 const PIECE: usize = 64 << 10;
@@ -19,16 +21,17 @@ pub fn push(mut stream: Stream, path: &str, bytes: &[u8]) -> Result<(), Error> {
     // In place of a length: when the file was changed last, in seconds. 1970 is as good as another.
     stream.send(b"DONE\0\0\0\0")?;
     let mut head = [0; 8];
-    if !stream.fill(&mut head, within(PATIENCE))? {
+    if !stream.wait(Duration::from_secs(PATIENCE))? {
         return Err(Error::Late(format!("writing {path}"), PATIENCE));
     }
+    stream.fill(&mut head)?;
     let [word @ .., a, b, c, d] = head;
     let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX).min(MOST);
     match &word {
         b"OKAY" => Ok(()),
         b"FAIL" => {
             let mut words = vec![0; length];
-            stream.fill(&mut words, within(5))?;
+            stream.fill(&mut words)?;
             let said = said(String::from_utf8_lossy(&words).trim_end_matches('\0'));
             Err(Error::Failed { what: "can't write plaintapd", said })
         }

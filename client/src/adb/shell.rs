@@ -66,22 +66,19 @@ impl Shell {
     /// What comes next, before the deadline.
     pub fn next(&mut self, deadline: Instant) -> Result<Piece, Error> {
         loop {
-            let mut head = [0; 5];
-            if !self.stream.fill(&mut head, deadline)? {
-                if Instant::now() < deadline {
-                    return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
-                }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !self.stream.wait(left)? {
                 return Ok(Piece::Nothing);
             }
+            let mut head = [0; 5];
+            self.stream.fill(&mut head)?;
             let [kind, length @ ..] = head;
             let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
             if length > LARGEST_PACKET {
                 return Err(Error::Wrong(format!("a packet of {length} bytes")));
             }
             let mut data = vec![0; length];
-            if !self.stream.fill(&mut data, deadline)? {
-                return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
-            }
+            self.stream.fill(&mut data)?;
             match kind {
                 STDOUT => return Ok(Piece::Out(data)),
                 STDERR => return Ok(Piece::Err(data)),
@@ -130,6 +127,7 @@ mod tests {
     use std::{
         io::Write as _,
         net::{TcpListener, TcpStream},
+        thread,
     };
 
     use super::*;
@@ -149,6 +147,32 @@ mod tests {
         let output = shell(said).output(within(5)).unwrap().unwrap();
         assert_eq!((output.code, output.out.as_str(), output.err.as_str()), (5, "ab\nc", "no"));
         assert_eq!(output.last_words(), "c");
+    }
+
+    #[test]
+    fn who_looks_often_and_not_long_is_told_nothing_and_then_the_whole() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut theirs, _) = listener.accept().unwrap();
+        let mut shell = Shell::new(Stream::new(ours).unwrap());
+        let mut look = || shell.next(Instant::now() + Duration::from_millis(3));
+        for _ in 0..100 {
+            assert!(matches!(look(), Ok(Piece::Nothing)));
+        }
+        let slow = thread::spawn(move || {
+            for byte in b"\x01\x02\0\0\0ab" {
+                theirs.write_all(&[*byte]).unwrap();
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let piece = loop {
+            match look().unwrap() {
+                Piece::Nothing => {}
+                piece => break piece,
+            }
+        };
+        assert!(matches!(piece, Piece::Out(data) if data == b"ab"));
+        slow.join().unwrap();
     }
 
     #[test]

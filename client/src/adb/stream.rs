@@ -6,7 +6,7 @@
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{Error, said};
@@ -66,24 +66,9 @@ impl Stream {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// Fills `bytes` before the deadline; `false`: the deadline has passed, or the other side has ended.
-    pub fn fill(&mut self, bytes: &mut [u8], deadline: Instant) -> Result<bool, Error> {
-        let mut filled = 0;
-        while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            self.socket.set_read_timeout(Some(left))?;
-            match self.socket.read(rest) {
-                Ok(0) => return Ok(false),
-                Ok(more) => filled += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_timeout(&error) => return Ok(false),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(true)
+    /// Fills `bytes` with what comes next. What has begun comes whole: the end, or a long silence, is an error.
+    pub fn fill(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
+        Ok(self.socket.read_exact(bytes)?)
     }
 
     /// Waits until there is something to read, be it the end; `false`: nothing came for so long.
