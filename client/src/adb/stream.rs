@@ -6,7 +6,7 @@
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Error, said};
@@ -66,9 +66,22 @@ impl Stream {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// Fills `bytes` with what comes next. What has begun comes whole: the end, or a long silence, is an error.
+    /// Fills `bytes` with what comes next. What has begun comes whole and soon, however it is dealt out: else it is an error.
     pub fn fill(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
-        Ok(self.socket.read_exact(bytes)?)
+        let (deadline, mut filled) = (Instant::now() + PATIENCE, 0);
+        while filled < bytes.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !self.wait(left)? {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            }
+            match self.socket.read(&mut bytes[filled..]) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(more) => filled += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Waits until there is something to read, be it the end; `false`: nothing came for so long.
