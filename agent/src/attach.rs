@@ -48,8 +48,8 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level.0, Box::new(move |line| sink.log(line)));
     let (mut half, finder, hooked) = Half::start(args, sizes, &link)?;
-    link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
     half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
+    link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
     // Clients may connect: those that do so before the serving half is there are kept waiting by the kernel.
     notify::tell("READY=1");
     let stopped_by_signal = loop {

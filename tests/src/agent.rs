@@ -1,5 +1,6 @@
 //! A running `plaintapd`, or one that refuses to run.
 
+use std::collections::BTreeMap;
 use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,6 +9,7 @@ use nix::sys::signal::Signal;
 use crate::lines::Lines;
 use crate::need;
 use crate::process::{self, Process};
+use crate::until;
 
 /// An agent that accepts clients.
 pub struct Agent {
@@ -83,6 +85,23 @@ impl Agent {
     /// Both pids.
     pub fn pids(&self) -> Result<[u32; 2]> {
         Ok([self.parent(), self.child()?])
+    }
+
+    /// How many files each half has open, by pid.
+    pub fn open_files(&self) -> Result<BTreeMap<u32, usize>> {
+        self.pids()?.into_iter().map(|pid| Ok((pid, process::open_files(pid)?.len()))).collect()
+    }
+
+    /// Waits until its halves are those that `first` names and have no more files open than then.
+    ///
+    /// Fewer are fine: at first it may have been looking something up.
+    pub fn holds_no_more_than(&self, first: &BTreeMap<u32, usize>) -> Result<()> {
+        let no_more = |now: &BTreeMap<u32, usize>| {
+            now.len() == first.len()
+                && now.iter().zip(first).all(|(now, first)| now.0 == first.0 && now.1 <= first.1)
+        };
+        until("the agent to close what it opened", || Ok(no_more(&self.open_files()?).then_some(())))
+            .with_context(|| format!("at first {first:?}, now {:?}", self.open_files()))
     }
 
     /// Sends a signal to the half that attaches, whose pid a person sees first.

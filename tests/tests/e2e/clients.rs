@@ -4,11 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use plaintap_proto::{Direction, LogType};
+use plaintap_tests::BORINGSSL;
 use plaintap_tests::agent::Agent;
 use plaintap_tests::conversation::{self, Half};
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::stream::{Client, Received};
-use plaintap_tests::{BORINGSSL, process};
 use tungstenite::Message;
 
 /// The messages of the journal, as they came.
@@ -145,7 +145,7 @@ fn many_clients_come_and_go_and_leave_nothing_behind() -> Result<()> {
     let mut driver = Driver::start(BORINGSSL)?;
     let agent = Agent::watching(driver.pid(), BORINGSSL)?;
     let mut steady = Client::connect(&agent.url)?;
-    let before = agent.pids()?.map(|pid| process::open_files(pid).map(|files| files.len()).ok());
+    let before = agent.open_files()?;
     for seed in 0..3 {
         let mut clients = (0..20).map(|_| Client::connect(&agent.url)).collect::<Result<Vec<_>>>()?;
         driver.write(Side::Client, 100, seed)?;
@@ -155,8 +155,5 @@ fn many_clients_come_and_go_and_leave_nothing_behind() -> Result<()> {
     }
     let half = Half::of_driver(&driver, Side::Client, Direction::Written);
     conversation::wait_for(&mut steady, &half, 300)?;
-    plaintap_tests::until("the agent's files to be as many as before", || {
-        let now = agent.pids()?.map(|pid| process::open_files(pid).map(|files| files.len()).ok());
-        Ok((now == before).then_some(()))
-    })
+    agent.holds_no_more_than(&before)
 }

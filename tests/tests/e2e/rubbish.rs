@@ -12,7 +12,7 @@ use plaintap_tests::conversation::{self, Half, same_bytes};
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::pattern::pattern;
 use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, PATIENCE, process, raw, until};
+use plaintap_tests::{BORINGSSL, PATIENCE, raw};
 use tungstenite::Message;
 
 /// An agent with one good client, which must go on receiving whatever others do.
@@ -31,13 +31,8 @@ impl Scene {
         let good = Client::connect(&agent.url)?;
         let mut scene = Self { driver, agent, good, files: BTreeMap::new(), expected: Vec::new() };
         scene.good_client_receives(100)?;
-        scene.files = scene.open_files()?;
+        scene.files = scene.agent.open_files()?;
         Ok(scene)
-    }
-
-    fn open_files(&self) -> Result<BTreeMap<u32, usize>> {
-        let pids = self.agent.pids()?;
-        pids.into_iter().map(|pid| Ok((pid, process::open_files(pid)?.len()))).collect()
     }
 
     fn good_client_receives(&mut self, size: u32) -> Result<()> {
@@ -52,13 +47,7 @@ impl Scene {
     /// The good client still receives, and the agent holds no more files than at the start.
     fn goes_on_undisturbed(mut self) -> Result<()> {
         self.good_client_receives(20_000)?;
-        // Fewer is fine: at first it may have been looking something up.
-        let no_more = |now: &BTreeMap<u32, usize>| {
-            now.len() == self.files.len()
-                && now.iter().zip(&self.files).all(|(now, first)| now.0 == first.0 && now.1 <= first.1)
-        };
-        until("the agent to close what it opened", || Ok(no_more(&self.open_files()?).then_some(())))
-            .with_context(|| format!("at first {:?}, now {:?}", self.files, self.open_files()))?;
+        self.agent.holds_no_more_than(&self.files)?;
         // And it still takes clients.
         Client::connect(&self.agent.url)?;
         Ok(())
