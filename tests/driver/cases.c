@@ -36,7 +36,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-enum { MAX_SPARES = 1000, READ_SIZE = 65536, PATIENCE = 20000 };
+enum { MAX_SPARES = 1000, READ_SIZE = 65536, PATIENCE = 60000 };
 /* OpenSSL's. Source: openssl, include/openssl/ssl.h. */
 enum { READ_EARLY_SUCCESS = 1, READ_EARLY_FINISH = 2, EARLY_REJECTED = 1, EARLY_ACCEPTED = 2, MAX_EARLY = 16384 };
 

@@ -45,7 +45,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-enum { MAX_CONNECTIONS = 64, READ_SIZE = 65536, FILETYPE_PEM = 1, PATIENCE_SECONDS = 20 };
+enum { MAX_CONNECTIONS = 64, READ_SIZE = 65536, FILETYPE_PEM = 1, PATIENCE_SECONDS = 60 };
 
 typedef struct ssl_st SSL;
 typedef struct ssl_ctx_st SSL_CTX;

@@ -45,7 +45,7 @@
 enum { MAX_CONNECTIONS = 16, MAX_THREADS = 8, MAX_LIBRARIES = 2, LARGEST = 300000, READ_SIZE = 65536 };
 enum { TABLE = 65521, TURN = 7919 };
 /* Milliseconds that may pass without a byte moving where one should. */
-enum { PATIENCE = 15000 };
+enum { PATIENCE = 60000 };
 /* The same in both libraries. Source: openssl, include/openssl/ssl.h; boringssl, include/openssl/ssl.h. */
 enum { FILETYPE_PEM = 1, WANT_READ = 2, WANT_WRITE = 3, PARTIAL_WRITE = 1, MOVING_BUFFER = 2, CTRL_MODE = 33 };
 

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// How long the tests wait for anything at all.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// AOSP's BoringSSL, as Debian packages it.
 pub const BORINGSSL: &str = concat!("/usr/lib/", env!("PLAINTAP_MULTIARCH"), "/android/libssl.so.0");
