@@ -202,7 +202,10 @@ fn a_wrong_guess_is_detached_by_its_first_calls() -> Result<()> {
 fn guesses_are_not_made_where_nobody_wants_them_or_somebody_knows_better() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let path = astray(folder.path())?;
-    let run = |arguments: &[&str]| refusal(plaintapd()?.args(["--library", text(&path)?]).args(arguments));
+    let run = |arguments: &[&str]| {
+        let place = ["--ecaptureq", "ws://127.0.0.1:0/"];
+        refusal(plaintapd()?.args(place).args(["--library", text(&path)?]).args(arguments))
+    };
     let refused = run(&["--no-inferred"])?;
     ensure!(refused.code == Some(6) && refused.error()?.contains("--no-inferred"), "{:?}", refused.lines);
     let table = folder.path().join("offsets");
