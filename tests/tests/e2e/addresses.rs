@@ -234,8 +234,9 @@ fn a_pid_filter_shows_that_process_and_no_other() -> Result<()> {
         other.write(Side::Client, 100, seed)?;
         ours.write(Side::Client, 100, seed)?;
     }
-    let half = Half::of_driver(&ours, Side::Server, Direction::Read);
-    conversation::wait_for(&mut client, &half, 500)?;
+    for (side, direction) in [(Side::Server, Direction::Read), (Side::Client, Direction::Written)] {
+        conversation::wait_for(&mut client, &Half::of_driver(&ours, side, direction), 500)?;
+    }
     client.ping(b"end")?;
     assert_eq!(client.events().count(), 10);
     assert!(client.events().all(|event| event.pid == i64::from(ours.pid())));
