@@ -1,9 +1,12 @@
 //! The kernel's tables of TCP sockets: who listens, and which ports a connection really has.
 
-use std::fs;
-use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::{fs, mem};
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt,
+};
 
 /// A row of `/proc/net/tcp` or `/proc/net/tcp6`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,9 +23,18 @@ pub struct Socket {
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
 
-/// A port that nothing listens on now. Another program may take it before you do: try again then.
+/// A port of 127.0.0.1 that nothing listens on, for a program that is told its port: the kernel gives it to nobody else while
+/// we run, as a socket of ours keeps it. One that, as servers do, sets SO_REUSEADDR may listen on it all the same.
+///
+/// Ours never listens: a program that another test starts just now has a copy of it until it runs.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?.local_addr()?.port())
+    let what = "looking for a free port";
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).context(what)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).context(what)?;
+    let port = getsockname::<SockaddrIn>(socket.as_raw_fd())?.port();
+    mem::forget(socket);
+    Ok(port)
 }
 
 /// Whether anything listens on `port`.
@@ -58,9 +70,32 @@ fn parse(row: &str) -> Option<Socket> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream;
+    use std::net::{TcpListener, TcpStream};
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
 
     use super::*;
+
+    #[test]
+    fn a_free_port_can_be_listened_on_while_programs_are_started() {
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        Command::new("true").status().unwrap();
+                    }
+                });
+            }
+            let refused = (0..500).find_map(|round| {
+                let port = free_port().unwrap();
+                TcpListener::bind(("127.0.0.1", port)).err().map(|error| (round, error))
+            });
+            done.store(true, Ordering::Relaxed);
+            assert!(refused.is_none(), "{refused:?}");
+        });
+    }
 
     #[test]
     fn a_connection_is_found_in_the_kernels_tables() {

@@ -19,6 +19,10 @@ use crate::PATIENCE;
 /// More answers to pings than any test's messages take that wait in the agent's socket.
 const MAX_PINGS: u32 = 1000;
 
+/// So many answers in a row with nothing in between say that there is nothing: more than the agent gives in one turn. Source:
+/// agent/src/server/progress.rs, READS.
+const QUIET: u32 = 6;
+
 /// One message of the stream.
 #[derive(Clone, Debug)]
 pub struct Received {
@@ -132,11 +136,13 @@ impl Client {
     /// captured any more.
     pub fn ping(&mut self, payload: &'static [u8]) -> Result<()> {
         // The agent naps for up to 0.5 ms before it takes what came behind a record, and has one thread: what is due when
-        // it answers the first ping is done when it answers the second. Its answer overtakes what the socket's buffer had
-        // no room for, so there must come nothing in between; under load, something always does.
+        // it answers the first ping is done once it has turned from us to its other tasks. It does so after a few messages
+        // of ours in a row; where it is held up after each answer, the next ping is there before it does. Its answer
+        // overtakes what the socket's buffer had no room for, so there must come nothing in between; under load, something
+        // always does.
         thread::sleep(Duration::from_millis(2));
         let (mut rounds, mut quiet) = (0, 0);
-        while quiet < 2 && rounds < MAX_PINGS {
+        while quiet < QUIET && rounds < MAX_PINGS {
             let before = self.messages.len();
             self.pongs.retain(|pong| pong != payload);
             self.send(Message::Ping(Bytes::from_static(payload)))?;
