@@ -1,9 +1,10 @@
 //! The kernel's tables of TCP sockets: who listens, and which ports a connection really has.
 
-use std::fs;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::{fs, process};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 
 /// A row of `/proc/net/tcp` or `/proc/net/tcp6`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,9 +21,26 @@ pub struct Socket {
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
 
-/// A port that nothing listens on now. Another program may take it before you do: try again then.
+/// A port that nothing listens on now, which is given once. It is none of those that the kernel gives to whoever asks for any,
+/// as other tests do all the time: it stays free while what listened on it is started again. A stranger may take it: try again
+/// then.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?.local_addr()?.port())
+    const FIRST: u16 = 10_000;
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    // Source: linux, Documentation/networking/ip-sysctl.rst.
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let end = range.split_whitespace().next().and_then(|first| first.parse().ok());
+    let count = u32::from(end.unwrap_or(FIRST).max(FIRST + 2000) - FIRST);
+    for _ in 0..count {
+        // Test programs that run side by side begin at different places.
+        let number =
+            process::id().wrapping_mul(101).wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed).into());
+        let port = FIRST + u16::try_from(number % count)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port from {FIRST} on")
 }
 
 /// Whether anything listens on `port`.
@@ -58,9 +76,17 @@ fn parse(row: &str) -> Option<Socket> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::net::TcpStream;
 
     use super::*;
+
+    #[test]
+    fn a_free_port_is_given_once_and_not_by_the_kernel() {
+        let given = (0..100).map(|_| free_port().unwrap()).collect::<BTreeSet<_>>();
+        let of_the_kernel = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        assert!(given.len() == 100 && given.last().unwrap() < &of_the_kernel, "{given:?}, {of_the_kernel}");
+    }
 
     #[test]
     fn a_connection_is_found_in_the_kernels_tables() {

@@ -13,7 +13,7 @@ import { promisify } from "node:util";
 import { gzipSync } from "node:zlib";
 import { chromium } from "playwright-core";
 
-const WAIT = 20_000;
+const WAIT = 60_000;
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const run = promisify(execFile);
 
