@@ -30,7 +30,7 @@ packages=$device/zig-$zig_version
 if [[ ! -x $zig ]]; then
   say "fetching zig $zig_version from PyPI (100 MB)"
   rm -rf "$packages" "$packages.new"
-  /usr/bin/python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --no-deps \
+  several_times /usr/bin/python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --no-deps \
     --target "$packages.new" "ziglang==$zig_version" || die "pip can't fetch ziglang==$zig_version from PyPI"
   mv "$packages.new" "$packages"
 fi

@@ -83,6 +83,17 @@ until_true() {
   done
 }
 
+# several_times COMMAND...: what fetches. A registry or a proxy may have a bad moment.
+several_times() {
+  local pause
+  for pause in 5 20; do
+    "$@" && return
+    say "$1 failed, and is tried again in $pause s"
+    sleep "$pause"
+  done
+  "$@"
+}
+
 # aligned PROGRAM: fails where it can't be loaded on newer phones, which have pages of 16 KiB.
 aligned() {
   local alignment alignments

@@ -101,7 +101,7 @@ need_packages() {
   say "setup: installing what $1/package-lock.json names ($2)"
   # As the lock file says, with none of the packages' own scripts. Not `npm ci`, which wants the packages for other systems
   # in that file too.
-  npm install --prefix "$place" --no-save --ignore-scripts --no-audit --no-fund >"$log" 2>&1 ||
+  several_times npm install --prefix "$place" --no-save --ignore-scripts --no-audit --no-fund >"$log" 2>&1 ||
     die "npm can't install $1/package-lock.json: $(grep -im 1 '^npm err' "$log" || tail -n 1 "$log")"
   cp "$place/package-lock.json" "$place/node_modules/.of-lock.json"
 }
@@ -119,7 +119,8 @@ need_languages() {
   at_least "$(go env GOVERSION 2>/dev/null | sed -n 's/^go//p')" 1.19 || install "Go, for $why" golang-go
   if [[ ! -x $here/go/protoc-gen-go ]]; then
     say "setup: building protoc-gen-go, as examples/go/go.mod names it ($why)"
-    (cd "$root/examples/go" && GOBIN=$here/go GOFLAGS=-mod=readonly \
+    # The clients' own modules too: their tests fetch nothing then.
+    (cd "$root/examples/go" && several_times go mod download && GOBIN=$here/go GOFLAGS=-mod=readonly \
       go install google.golang.org/protobuf/cmd/protoc-gen-go) >"$log" 2>&1 ||
       die "go can't build protoc-gen-go: $(tail -n 1 "$log")"
   fi
@@ -133,7 +134,7 @@ need_venv() {
   install "Python and its virtual environments, for $3" python3 python3-venv
   say "setup: installing what $1 names ($3)"
   rm -rf "$2"
-  { /usr/bin/python3 -m venv "$2" && "$2/bin/pip" install --quiet --no-deps --require-hashes -r "$lock"; } >"$log" 2>&1 ||
+  { /usr/bin/python3 -m venv "$2" && several_times "$2/bin/pip" install --quiet --no-deps --require-hashes -r "$lock"; } >"$log" 2>&1 ||
     die "pip can't install $1: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log")"
   cp "$lock" "$2/of-lock.txt"
 }
@@ -145,7 +146,7 @@ need_libraries() {
   install "Python's pip, for $3" python3 python3-venv
   say "setup: fetching what $1 names ($3)"
   rm -rf "$2"
-  "$target/copies/bin/pip" download --quiet --no-deps --only-binary :all: --require-hashes -r "$lock" -d "$wheels" \
+  several_times "$target/copies/bin/pip" download --quiet --no-deps --only-binary :all: --require-hashes -r "$lock" -d "$wheels" \
     --platform manylinux2014_aarch64 --python-version 3.11 --implementation cp --abi cp311 --abi abi3 >"$log" 2>&1 ||
     die "pip can't fetch $1: $(grep -m 1 '^ERROR' "$log" || tail -n 1 "$log")"
   for wheel in "$wheels"/*.whl; do
@@ -164,7 +165,7 @@ need_artifacts() {
   rm -rf "$2"
   while read -r coordinates sum; do
     [[ $coordinates != '#' ]] || continue
-    mvn -B -ntp dependency:copy -Dartifact="$coordinates" -DoutputDirectory="$2/fetched" >"$log" 2>&1 ||
+    several_times mvn -B -ntp dependency:copy -Dartifact="$coordinates" -DoutputDirectory="$2/fetched" >"$log" 2>&1 ||
       die "mvn can't fetch $coordinates: $(grep -m 1 ERROR "$log" || tail -n 1 "$log")"
     file=$(find "$2/fetched" -type f)
     sha256sum --status -c <<<"$sum  $file" || die "$coordinates is not the file that $1 names"

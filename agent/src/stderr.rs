@@ -107,9 +107,13 @@ impl Stderr {
 
     /// Writes the last line of all, for which there may be room in a moment.
     pub fn last_words(&self, line: &str) {
+        self.put_within(PATIENCE, line);
+    }
+
+    fn put_within(&self, patience: Duration, line: &str) {
         let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
         let since = Instant::now();
-        while !self.try_to(line, &mut missed) && since.elapsed() < PATIENCE {
+        while !self.try_to(line, &mut missed) && since.elapsed() < patience {
             thread::sleep(PAUSE);
         }
     }
@@ -160,7 +164,8 @@ mod tests {
             }
             String::from_utf8(said).unwrap()
         });
-        stderr.last_words("after");
+        // Whoever reads may be held up for longer than last words wait.
+        stderr.put_within(60 * PATIENCE, "after");
         drop(stderr);
         reading.join().unwrap().lines().map(str::to_owned).collect()
     }

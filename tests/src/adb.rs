@@ -7,7 +7,6 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -221,7 +220,13 @@ fn sync(mut client: TcpStream) -> Result<()> {
             (word, _) => bail!("{word:?}"),
         }
     }
-    fs::write(path, file)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    // By another program: what this process has open to write, so have the children that other tests start just now, and while
+    // they do, it can't be executed.
+    let mut writer = Command::new("sh")
+        .args(["-c", "cat >\"$0\" && chmod 755 \"$0\"", path])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    writer.stdin.take().context("no pipe to its input")?.write_all(&file)?;
+    ensure!(writer.wait()?.success(), "can't write {path}");
     Ok(client.write_all(b"OKAY\0\0\0\0")?)
 }

@@ -45,12 +45,7 @@ export HOME=$work/home
 mkdir "$HOME"
 unset ADB_SERVER_SOCKET ANDROID_SERIAL
 ports=()
-mapfile -t ports < <(/usr/bin/python3 -B - 8 <<'PYTHON'
-import socket, sys
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
-print(*[one.getsockname()[1] for one in sockets], sep="\n")
-PYTHON
-)
+mapfile -t ports < <(free_ports 5)
 export ANDROID_ADB_SERVER_PORT=${ports[0]}
 root_device=127.0.0.1:${ports[1]} shell_device=127.0.0.1:${ports[2]} app_device=127.0.0.1:${ports[3]}
 

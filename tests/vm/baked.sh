@@ -58,10 +58,7 @@ secret >"$work/secret"
 secret >"$work/other"
 # Longer than what a token must have.
 { secret && secret; } >"$work/token"
-mapfile -t ports < <(/usr/bin/python3 -B -c '
-import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-print(*[one.getsockname()[1] for one in sockets], sep="\n")')
+mapfile -t ports < <(free_ports 2)
 port=${ports[0]} bell=${ports[1]}
 
 sees() { grep -qF "GET /$(<"$work/secret") " "$work/$1-watch.log" 2>/dev/null; }

@@ -2,7 +2,7 @@
 
 import { execFile, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import http2 from "node:http2";
 import net from "node:net";
 import { tmpdir } from "node:os";
@@ -13,7 +13,7 @@ import { promisify } from "node:util";
 import { gzipSync } from "node:zlib";
 import { chromium } from "playwright-core";
 
-const WAIT = 20_000;
+const WAIT = 60_000;
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const run = promisify(execFile);
 
@@ -59,10 +59,6 @@ export function makeFolder(comm) {
   symlinkSync("/usr/bin/curl", curl);
   return {
     path,
-    file(name, data) {
-      writeFileSync(join(path, name), data);
-      return join(path, name);
-    },
     curl: (...flags) => run(curl, ["--silent", "--show-error", "--insecure", "--max-time", "20", ...flags], { encoding: "buffer" }),
     remove: () => rmSync(path, { recursive: true, force: true }),
   };

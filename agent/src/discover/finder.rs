@@ -848,8 +848,12 @@ mod tests {
         system.map(1, &path);
         assert!(!system.finder.is_watchful());
         for seconds in [5, 10, 20, 40, 80, 160, 300, 300] {
+            let before = Instant::now();
             system.finder.note(&io::Error::from_raw_os_error(nix::libc::EMFILE));
             assert!(system.finder.is_watchful() && system.finder.pause.as_secs() == seconds);
+            assert!(system.finder.again.is_some_and(|again| again >= before + system.finder.pause));
+            // Long before that, however long this thread is held up.
+            system.finder.again = Some(before + Duration::from_secs(3600));
             assert_eq!(system.changes(Finder::check), [""; 0]);
             system.finder.again = None;
         }

@@ -254,12 +254,15 @@ fn a_server_that_stands_still_for_10_s_delays_and_loses_nothing() -> Result<()> 
 #[test]
 fn an_agent_that_is_started_anew_is_another_run_of_the_same_device() -> Result<()> {
     let mut scene = Scene::set()?;
-    let url = scene.agent.url.clone();
+    let pid = scene.driver.pid().to_string();
+    // Nobody else gets it while no agent has it.
+    let url = format!("ws://127.0.0.1:{}/", net::free_port()?);
+    scene.agent = Agent::start_at(&url, &["--library", BORINGSSL, "--pid", &pid])?;
+    scene.client = Client::connect(&url)?;
     let relay = scene.relay()?;
     scene.load(10)?;
     scene.is_stored()?;
     let first = scene.client.run_id().context("no run")?.to_owned();
-    let pid = scene.driver.pid().to_string();
     scene.agent.signal(Signal::SIGTERM)?;
     scene.agent.wait()?;
     relay.stderr.wait_for(0, "the source to be away", |line| line.contains("source is away"))?;
@@ -474,13 +477,11 @@ fn a_second_relay_for_a_device_stays_back() -> Result<()> {
             .iter()
             .any(|line| line.contains("Z plaintap relay: stays back") && line.ends_with("device=dev-1"))
     };
-    for _ in 0..100 {
+    until("one of them to stay back", || {
         scene.load(5)?;
-        if back(&first) || back(&second) {
-            break;
-        }
-    }
-    ensure!(back(&first) != back(&second), "one of them stays back");
+        Ok((back(&first) || back(&second)).then_some(()))
+    })?;
+    ensure!(back(&first) != back(&second), "both of them stay back");
     scene.is_stored()?;
     // The other has nothing to store now but signs of life, every 15 s, and is no less there for that: not within the 30 s that
     // the one stays back before it looks, nor the 30 s after.

@@ -139,6 +139,7 @@ fn a_server_that_is_killed_and_started_again_is_gone_on_with_where_it_was() -> R
     let file = folder.path().join("x.pb");
     let path = file.to_str().context("a path")?;
     let record = plaintap(&["record", &scene.url("device=dev-1&backlog=all"), "-o", path])?;
+    record.stderr.wait_for(0, "it to be connected", |line| line.contains("connected to nats://"))?;
     for turn in 1..=2 {
         scene.load(60)?;
         scene.nats.kill()?;
