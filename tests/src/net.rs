@@ -1,9 +1,12 @@
 //! The kernel's tables of TCP sockets: who listens, and which ports a connection really has.
 
 use std::fs;
-use std::net::TcpListener;
+use std::os::fd::{AsRawFd, IntoRawFd};
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockname, setsockopt, socket, sockopt,
+};
 
 /// A row of `/proc/net/tcp` or `/proc/net/tcp6`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,9 +23,16 @@ pub struct Socket {
 const ESTABLISHED: u8 = 1;
 const LISTEN: u8 = 10;
 
-/// A port that nothing listens on now. Another program may take it before you do: try again then.
+/// A port that nothing listens on. Until the tests' process ends no program is given it that takes any port; one that asks for it
+/// with SO_REUSEADDR, as servers do, gets it.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?.local_addr()?.port())
+    let own = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&own, sockopt::ReuseAddr, &true)?;
+    bind(own.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).context("looking for a free port")?;
+    let port = getsockname::<SockaddrIn>(own.as_raw_fd())?.port();
+    // Bound, but no listener: whoever listens there does so alone.
+    let _ = own.into_raw_fd();
+    Ok(port)
 }
 
 /// Whether anything listens on `port`.
@@ -58,9 +68,23 @@ fn parse(row: &str) -> Option<Socket> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn a_free_port_is_for_who_asks_for_it_again_and_again() {
+        let port = free_port().unwrap();
+        for _ in 0..2 {
+            let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+            // What stays behind of a connection is not in the way.
+            let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            drop(listener.accept().unwrap());
+            assert!(TcpListener::bind(("127.0.0.1", port)).is_err());
+            drop(client);
+        }
+        assert!(!listens(port).unwrap());
+    }
 
     #[test]
     fn a_connection_is_found_in_the_kernels_tables() {
