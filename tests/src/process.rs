@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -133,6 +135,24 @@ pub fn open_files(pid: u32) -> Result<Vec<String>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Copies the program at `from` to `to`, to be run there.
+///
+/// Not by this process: while it has a file open to write, so has whatever another test starts just then, for a moment, and
+/// until that is over the file can't be run.
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new(need::program("cp", "coreutils")?).args([from, to]).status()?;
+    ensure!(status.success(), "copying {} to {}: {status}", from.display(), to.display());
+    Ok(())
+}
+
+/// The program `name` under another name in `folder`, which is its threads' name too: one by which it is told from what other
+/// tests start.
+pub fn renamed(program: &Path, folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    symlink(program, &path).with_context(|| format!("naming {} {name}", program.display()))?;
+    Ok(path)
 }
 
 /// Runs a shell's `script` in a mount namespace of its own; its arguments follow, the first as `$0`.

@@ -19,9 +19,14 @@ use crate::PATIENCE;
 /// More answers to pings than any test's messages take that wait in the agent's socket.
 const MAX_PINGS: u32 = 1000;
 
-/// So many answers in a row with nothing in between say that there is nothing: more than the agent gives in one turn. Source:
+/// So many answers in a row with nothing in between say that the agent has nothing more. One that was held up answers the
+/// first before it looks at the ring, the second before its nap begins, the third before it knows that the nap is over, the
+/// fourth before it sends what it then took; and four at the most before it turns to others. Source:
 /// agent/src/server/progress.rs, READS.
 const QUIET: u32 = 6;
+
+/// Twice the longest nap that the agent takes between a record and those behind it.
+const NAP: Duration = Duration::from_millis(2);
 
 /// One message of the stream.
 #[derive(Clone, Debug)]
@@ -135,14 +140,12 @@ impl Client {
     /// Reads until the agent has answered a ping of `payload`. All that it captured before is then here, if nothing is being
     /// captured any more.
     pub fn ping(&mut self, payload: &'static [u8]) -> Result<()> {
-        // The agent naps for up to 0.5 ms before it takes what came behind a record, and has one thread: what is due when
-        // it answers the first ping is done once it has turned from us to its other tasks. It does so after a few messages
-        // of ours in a row; where it is held up after each answer, the next ping is there before it does. Its answer
-        // overtakes what the socket's buffer had no room for, so there must come nothing in between; under load, something
-        // always does.
-        thread::sleep(Duration::from_millis(2));
+        // The agent naps before it takes what came behind a record, and has one thread: what is due when it answers a ping
+        // is done when it answers the next. Its answer overtakes what the socket's buffer had no room for, so there must
+        // come nothing in between; under load, something always does.
         let (mut rounds, mut quiet) = (0, 0);
         while quiet < QUIET && rounds < MAX_PINGS {
+            thread::sleep(NAP);
             let before = self.messages.len();
             self.pongs.retain(|pong| pong != payload);
             self.send(Message::Ping(Bytes::from_static(payload)))?;

@@ -69,12 +69,13 @@ fn is_seen_whole(agent: &Agent) -> Result<()> {
 
 #[test]
 fn an_http_conversation_is_seen_whole_in_both_directions_at_both_ends() -> Result<()> {
-    is_seen_whole(&Agent::start(&["--library", BORINGSSL])?)
+    is_seen_whole(&Agent::start(&["--library", BORINGSSL, "--comm", bssl::COMM])?)
 }
 
 #[test]
 fn without_a_library_named_the_systems_copies_are_found() -> Result<()> {
-    let agent = Agent::start(&[])?;
+    // What other tests' programs say would take room in its ring.
+    let agent = Agent::start(&["--comm", bssl::COMM])?;
     for library in [BORINGSSL, OPENSSL] {
         let attached = format!("attached library={library} functions=SSL_read,SSL_write");
         agent.log().wait_for(0, &attached, |line| line.contains(&attached)).context("at start-up")?;

@@ -17,8 +17,15 @@ struct Watched {
 }
 
 impl Watched {
-    fn start(filter: &str) -> Result<Self> {
-        Self::over(&["--library", OPENSSL], filter)
+    /// Sees what threads of these names do: what other tests' programs say would take room in the agent's ring.
+    fn start(names: &[&str], filter: &str) -> Result<Self> {
+        let names = names.iter().flat_map(|name| ["--comm", *name]);
+        Self::over(&["--library", OPENSSL].into_iter().chain(names).collect::<Vec<_>>(), filter)
+    }
+
+    /// Sees what one process does over `library`.
+    fn of(program: &Process, library: &str, filter: &str) -> Result<Self> {
+        Self::over(&["--library", library, "--pid", &program.pid().to_string()], filter)
     }
 
     /// Sees what the agent with these flags does.
@@ -95,7 +102,7 @@ fn http1_of_curl_and_python_is_paired_unchunked_and_decoded() -> Result<()> {
     let certificate = certificate()?;
     let (_server, port) = https(&certificate)?;
     let at = |path: &str| format!("https://127.0.0.1:{port}{path}");
-    let watched = Watched::start(&format!("host=127.0.0.1:{port} and process=curl"))?;
+    let watched = Watched::start(&["curl"], &format!("host=127.0.0.1:{port} and process=curl"))?;
 
     // One connection, kept alive; a body that is long enough for curl to ask first.
     run(curl()?.args([&at("/gzip"), &at("/chunked"), &at("/image"), &at("/nowhere")]))?;
@@ -156,7 +163,10 @@ fn http2_of_nghttp_and_curl_is_put_together_by_stream() -> Result<()> {
         Ok(net::listens(port)?.then_some(()))
     })?;
     let at = |path: &str| format!("https://127.0.0.1:{port}{path}");
-    let watched = Watched::start(&format!("host=127.0.0.1:{port} and (process=nghttp or process=curl)"))?;
+    let watched = Watched::start(
+        &["nghttp", "curl"],
+        &format!("host=127.0.0.1:{port} and (process=nghttp or process=curl)"),
+    )?;
 
     let mut nghttp = Command::new(need::program("nghttp", "nghttp2-client")?);
     nghttp.args([
@@ -207,7 +217,7 @@ fn websocket_messages_over_tls_are_unmasked_joined_and_inflated() -> Result<()> 
     command.arg(certificate.path().join("cert.pem")).arg(certificate.path().join("key.pem"));
     let mut program = Process::start(&mut command)?;
     // The server's end has no name that TLS asked for, so this shows the client's.
-    let watched = Watched::start(&format!("host=ws.example.org pid={}", program.pid()))?;
+    let watched = Watched::of(&program, OPENSSL, &format!("host=ws.example.org pid={}", program.pid()))?;
     program.write(b"go\n")?;
     program.stdout.wait_for(0, "its end", |line| line == "done")?;
 
@@ -234,7 +244,7 @@ fn websocket_messages_over_tls_are_unmasked_joined_and_inflated() -> Result<()> 
 fn requests_in_a_row_before_any_answer_have_their_own_answers() -> Result<()> {
     let certificate = certificate()?;
     let (_server, port) = https(&certificate)?;
-    let watched = Watched::start(&format!("host=pipe.example:{port} and process=pipeliner"))?;
+    let watched = Watched::start(&["pipeliner"], &format!("host=pipe.example:{port} and process=pipeliner"))?;
     let script = "import socket, ssl, sys
 open('/proc/self/comm', 'w').write('pipeliner')
 context = ssl.create_default_context()
@@ -265,8 +275,7 @@ fn http2_streams_of_node_are_told_apart() -> Result<()> {
     let certificate = certificate()?;
     let (mut program, port, library) = node("h2.mjs", &certificate)?;
     // Its client's end: TLS there asks for no name, and :authority has the port.
-    let watched =
-        Watched::over(&["--library", &library], &format!("host=127.0.0.1:{port} pid={}", program.pid()))?;
+    let watched = Watched::of(&program, &library, &format!("host=127.0.0.1:{port} pid={}", program.pid()))?;
     program.write(b"many 30\n")?;
     program.stdout.wait_for(1, "its end", |line| line == "done")?;
     for number in 0..30 {
@@ -286,7 +295,7 @@ fn an_http2_connection_older_than_the_agent_shows_what_can_be_known() -> Result<
     let (mut program, port, library) = node("h2.mjs", &certificate)?;
     program.write(b"get /before\n")?;
     program.stdout.wait_for(1, "an answer", |line| line.starts_with("200 "))?;
-    let watched = Watched::over(&["--library", &library], &format!("pid={}", program.pid()))?;
+    let watched = Watched::of(&program, &library, &format!("pid={}", program.pid()))?;
     for path in ["/midway", "/later"] {
         program.write(format!("get {path}\n").as_bytes())?;
         program.stdout.wait_for(2, "an answer", |line| line.ends_with(path))?;
@@ -306,7 +315,7 @@ fn an_http2_connection_older_than_the_agent_shows_what_can_be_known() -> Result<
 fn grpc_calls_show_their_messages_and_status() -> Result<()> {
     let certificate = certificate()?;
     let (mut program, _, library) = node("grpc.mjs", &certificate)?;
-    let watched = Watched::over(&["--library", &library], &format!("pid={}", program.pid()))?;
+    let watched = Watched::of(&program, &library, &format!("pid={}", program.pid()))?;
     program.write(b"go\n")?;
     let done = program.stdout.wait_for(1, "its end", |line| line == "done");
     done.with_context(|| program.stderr.all().join("\n"))?;

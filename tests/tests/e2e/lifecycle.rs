@@ -12,7 +12,7 @@ use plaintap_tests::agent::{self, Agent};
 use plaintap_tests::conversation::{self, Half};
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, PATIENCE, process, until};
+use plaintap_tests::{BORINGSSL, PATIENCE, net, process, until};
 use tempfile::TempDir;
 use tungstenite::protocol::frame::coding::CloseCode;
 
@@ -56,6 +56,11 @@ impl InKernel {
     }
 }
 
+/// The URL of a port that no other test's program is given once an agent there has ended.
+fn own_url() -> Result<String> {
+    Ok(format!("ws://127.0.0.1:{}/", net::free_port()?))
+}
+
 /// A traced process, an agent and its client; the probes have been hit.
 struct Scene {
     driver: Driver,
@@ -67,7 +72,8 @@ struct Scene {
 impl Scene {
     fn set() -> Result<Self> {
         let mut driver = Driver::start(BORINGSSL)?;
-        let agent = Agent::watching(driver.pid(), BORINGSSL)?;
+        let agent =
+            Agent::start_at(&own_url()?, &["--library", BORINGSSL, "--pid", &driver.pid().to_string()])?;
         let mut client = Client::connect(&agent.url)?;
         driver.write(Side::Client, 1000, 1)?;
         let half = Half::of_driver(&driver, Side::Server, Direction::Read);
@@ -174,7 +180,7 @@ fn a_second_agent_on_the_same_port_says_so_and_ends_with_5() -> Result<()> {
 
 #[test]
 fn a_port_can_be_used_again_at_once() -> Result<()> {
-    let agent = Agent::start(&["--library", BORINGSSL])?;
+    let agent = Agent::start_at(&own_url()?, &["--library", BORINGSSL])?;
     let url = agent.url.clone();
     let client = Client::connect(&url)?;
     assert_eq!(agent.stop()?.code(), Some(0));
@@ -196,7 +202,8 @@ fn a_service_manager_is_told_that_it_is_ready_alive_and_ending() -> Result<()> {
         Ok(String::from_utf8_lossy(&message[..length]).into_owned())
     };
     let place = place.to_string_lossy();
-    let variables = [("NOTIFY_SOCKET", &*place), ("WATCHDOG_USEC", "200000")];
+    // A second between two signs of life: the socket holds ten words, and the last is lost where none is read meanwhile.
+    let variables = [("NOTIFY_SOCKET", &*place), ("WATCHDOG_USEC", "2000000")];
     let agent = Agent::start_with(&variables, &["--library", BORINGSSL])?;
     ensure!(next()? == "READY=1");
     for _ in 0..3 {
@@ -213,7 +220,7 @@ fn a_service_manager_is_told_that_it_is_ready_alive_and_ending() -> Result<()> {
 
 #[test]
 fn after_sigkill_the_port_is_free_at_once() -> Result<()> {
-    let mut agent = Agent::start(&["--library", BORINGSSL])?;
+    let mut agent = Agent::start_at(&own_url()?, &["--library", BORINGSSL])?;
     let (url, child) = (agent.url.clone(), agent.child()?);
     // A connection that is open then stays behind in the kernel.
     let _client = Client::connect(&url)?;

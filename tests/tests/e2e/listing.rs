@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, ensure};
 use plaintap_tests::agent::{self, Agent};
 use plaintap_tests::driver::Driver;
-use plaintap_tests::{BORINGSSL, OPENSSL, need, net};
+use plaintap_tests::{BORINGSSL, OPENSSL, need, net, process};
 use tempfile::TempDir;
 
 /// `nobody`, on Debian and on most others.
@@ -233,7 +233,7 @@ fn who_may_do_nothing_is_told_what_is_missing() -> Result<()> {
     let open = PermissionsExt::from_mode;
     fs::set_permissions(folder.path(), open(0o755))?;
     let program = folder.path().join("plaintapd");
-    fs::copy(need::binary("plaintapd")?, &program)?;
+    process::copy_program(&need::binary("plaintapd")?, &program)?;
     let nobody = |argument: &str| {
         Command::new(&program).arg(argument).uid(NOBODY).gid(NOBODY).current_dir("/").output()
     };

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use plaintap_proto::Direction;
+use plaintap_proto::{Direction, Event};
 use plaintap_tests::agent::Agent;
 use plaintap_tests::conversation::same_bytes;
 use plaintap_tests::driver::{Driver, Side, fact};
@@ -49,11 +49,20 @@ fn told(client: &Client, driver: &Driver, side: Side, direction: Direction, byte
     Ok(told)
 }
 
-/// What a line `lost at the end` tells of a connection and direction; 0 without one.
+/// What a line `lost at the end` tells of a connection and direction; 0 without one, or with events behind it, which tell it
+/// again: who is late with what comes next has let it look like the end.
 fn lost_at_the_end(client: &Client, connection_id: u64, direction: Direction) -> Result<u64> {
     let way = if direction == Direction::Written { "written" } else { "read" };
     let start = format!("lost at the end: connection_id={connection_id} direction={way} ");
-    let lines: Vec<&str> = client.logs().filter(|line| line.contains(&start)).collect();
+    let mut lines = Vec::new();
+    for message in &client.messages {
+        let is_behind =
+            |event: &Event| event.connection_id == connection_id && event.direction() == direction;
+        if message.event().is_some_and(is_behind) {
+            lines.clear();
+        }
+        lines.extend(message.log().filter(|line| line.contains(&start)));
+    }
     match lines[..] {
         [] => Ok(0),
         [line] => fact(line, "lost_bytes"),

@@ -1,6 +1,7 @@
 //! Who speaks, and with whom: the host name that a client asks for, the program, when it started, and its user.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{SysconfVar, sysconf};
@@ -10,7 +11,7 @@ use plaintap_tests::conversation;
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::program::{self, CASES, Program};
 use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, OPENSSL, until};
+use plaintap_tests::{BORINGSSL, OPENSSL, process, until};
 
 /// The start of process `pid`, in nanoseconds since boot. Source: proc_pid_stat(5), field 22.
 fn start_of(pid: u32) -> Result<u64> {
@@ -91,7 +92,7 @@ fn events_name_their_program_and_its_start_once_known() -> Result<()> {
 fn after_exec_events_never_name_the_program_before() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let successor = folder.path().join("successor");
-    fs::copy(CASES, &successor)?;
+    process::copy_program(Path::new(CASES), &successor)?;
     let successor = successor.to_str().context("no UTF-8")?;
     let mut program = Program::start(CASES, BORINGSSL, &program::unique_name())?;
     let agent = Agent::watching(program.pid(), BORINGSSL)?;

@@ -10,8 +10,9 @@ use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::{Driver, Side, certificate};
 use plaintap_tests::pattern::pattern;
 use plaintap_tests::process::Process;
+use plaintap_tests::program::unique_name;
 use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, OPENSSL, PATIENCE, need, net, until};
+use plaintap_tests::{BORINGSSL, OPENSSL, PATIENCE, need, net, process, until};
 use prost::Message as _;
 use tungstenite::Message;
 
@@ -149,14 +150,11 @@ fn behind_serve_they_read_http2_and_compressed_bodies_as_text() -> Result<()> {
         ensure!(server.ended()?.is_none(), "nghttpd ended: {}", server.stderr.all().join("\n"));
         Ok(net::listens(port)?.then_some(()))
     })?;
-    let agent = Agent::start(&["--library", OPENSSL])?;
+    // Other tests have a curl too.
+    let name = unique_name();
+    let agent = Agent::start(&["--library", OPENSSL, "--comm", &name])?;
     let mut command = Command::new(need::binary("plaintap")?);
-    let serve = Process::start(command.args([
-        "serve",
-        "--listen",
-        "ws://127.0.0.1:0/",
-        &format!("{}?comm=curl", agent.url),
-    ]))?;
+    let serve = Process::start(command.args(["serve", "--listen", "ws://127.0.0.1:0/", &agent.url]))?;
     let (_, line) =
         serve.stderr.wait_for(0, "where it listens", |line| line.contains("listening on ws://"))?;
     let url = line.split_whitespace().find(|word| word.starts_with("ws://")).context("no URL")?.to_owned();
@@ -166,7 +164,7 @@ fn behind_serve_they_read_http2_and_compressed_bodies_as_text() -> Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let (mut viewer, _) = tungstenite::client(&url, stream)?;
 
-    let mut curl = Command::new(need::program("curl", "curl")?);
+    let mut curl = Command::new(process::renamed(&need::program("curl", "curl")?, folder, &name)?);
     curl.args(["--silent", "--insecure", "--max-time", "15", "--http2", "-o", "/dev/null"]);
     let mut curl = Process::start(curl.arg(format!("https://127.0.0.1:{port}/page")))?;
     ensure!(curl.wait()?.success(), "curl: {}", curl.stderr.all().join("\n"));

@@ -96,13 +96,17 @@ fn what_the_ring_held_is_gone_with_the_probes() -> Result<()> {
     let ring = ["--ring-size", "512K", "--on-demand", "--linger", "1", "--log-level", "debug"];
     let agent = Agent::start(&[&["--library", BORINGSSL, "--pid", &pid], &ring[..]].concat())?;
     let half = Half::of_driver(&driver, Side::Client, Direction::Written);
+    let other = Half::of_driver(&driver, Side::Server, Direction::Read);
     let mut client = Client::connect(&agent.url)?;
     attached(&agent, 1)?;
     let payloads = [pattern(SIZE, 11), pattern(SIZE, 12)];
     for (seed, sent) in [(11, SIZE), (12, 2 * SIZE)] {
         driver.write(Side::Client, SIZE, seed)?;
-        let seen = conversation::wait_for(&mut client, &half, sent as usize)?;
-        ensure!(seen.bytes.len() == sent as usize, "something was lost");
+        // At either end, so that the last one is the last in the ring.
+        for half in [&half, &other] {
+            let seen = conversation::wait_for(&mut client, half, sent as usize)?;
+            ensure!(seen.bytes.len() == sent as usize, "something was lost");
+        }
     }
     // Payloads begin at words of the ring, and no two words of a pattern are alike.
     let [first, last] = payloads.map(|payload| payload.as_chunks::<8>().0.to_vec());

@@ -1,7 +1,7 @@
 //! What `plaintap record` keeps of real conversations, as Wireshark's own dissectors read it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -9,20 +9,22 @@ use nix::sys::signal::Signal;
 use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::certificate;
 use plaintap_tests::process::Process;
-use plaintap_tests::{OPENSSL, need, net, until};
+use plaintap_tests::program::unique_name;
+use plaintap_tests::{OPENSSL, need, net, process, until};
 use tempfile::TempDir;
 
-/// An agent, and `plaintap record` as its client.
+/// An agent that captures threads of some names, and `plaintap record` as its client.
 struct Recorded {
     plaintap: Process,
     _agent: Agent,
 }
 
 impl Recorded {
-    fn start(query: &str, arguments: &[&str]) -> Result<Self> {
-        let agent = Agent::start(&["--library", OPENSSL])?;
+    fn start(names: &[&str], file: &Path) -> Result<Self> {
+        let names = names.iter().flat_map(|name| ["--comm", *name]);
+        let agent = Agent::start(&["--library", OPENSSL].into_iter().chain(names).collect::<Vec<_>>())?;
         let mut command = Command::new(need::binary("plaintap")?);
-        command.arg("record").args(arguments).arg(format!("{}{query}", agent.url));
+        command.args(["record", "-o"]).arg(file).arg(&agent.url);
         let plaintap = Process::start(&mut command)?;
         agent.log().wait_for(0, "a client", |line| line.contains("client connected"))?;
         Ok(Self { plaintap, _agent: agent })
@@ -36,9 +38,10 @@ impl Recorded {
     }
 }
 
-/// A server of HTTP/1.1 over TLS, and its port.
-fn https(certificate: &TempDir) -> Result<(Process, u16)> {
-    let mut command = Command::new("/usr/bin/python3");
+/// A server of HTTP/1.1 over TLS, whose threads have this name, and its port.
+fn https(certificate: &TempDir, name: &str) -> Result<(Process, u16)> {
+    let python = process::renamed(Path::new("/usr/bin/python3"), certificate.path(), name)?;
+    let mut command = Command::new(python);
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/programs/https.py"));
     command.arg(certificate.path().join("cert.pem")).arg(certificate.path().join("key.pem"));
     let server = Process::start(&mut command)?;
@@ -54,9 +57,15 @@ fn run(command: &mut Command) -> Result<Vec<String>> {
     Ok(said)
 }
 
-fn curl(arguments: &[&str]) -> Result<Vec<String>> {
-    let mut curl = Command::new(need::program("curl", "curl")?);
-    run(curl.args(["--silent", "--insecure", "--max-time", "15", "-o", "/dev/null"]).args(arguments))
+/// A curl of this name, which other tests' have not.
+fn curl(folder: &TempDir, name: &str) -> Result<PathBuf> {
+    process::renamed(&need::program("curl", "curl")?, folder.path(), name)
+}
+
+fn fetch(curl: &Path, arguments: &[&str]) -> Result<Vec<String>> {
+    run(Command::new(curl)
+        .args(["--silent", "--insecure", "--max-time", "15", "-o", "/dev/null"])
+        .args(arguments))
 }
 
 /// The fields of each frame that `filter` chooses, tabs between them.
@@ -77,14 +86,16 @@ fn holds(file: &Path, text: &str) -> Result<()> {
 #[test]
 fn wireshark_reads_http1_of_curl_as_curl_said_it() -> Result<()> {
     let certificate = certificate()?;
-    let (_server, port) = https(&certificate)?;
+    let [server, client] = [unique_name(), unique_name()];
+    let (_server, port) = https(&certificate, &server)?;
+    let curl = curl(&certificate, &client)?;
     let file = certificate.path().join("http1.pcapng");
-    let recorded = Recorded::start("?comm=curl", &["-o", &file.to_string_lossy()])?;
+    let recorded = Recorded::start(&[&client], &file)?;
     let at = |path: &str| format!("https://127.0.0.1:{port}{path}");
     let body = certificate.path().join("body");
     fs::write(&body, "x".repeat(100_000))?;
-    curl(&[&at("/gzip"), &at("/chunked"), &at("/image"), &at("/nowhere")])?;
-    curl(&["--data-binary", &format!("@{}", body.display()), &at("/post/last")])?;
+    fetch(&curl, &[&at("/gzip"), &at("/chunked"), &at("/image"), &at("/nowhere")])?;
+    fetch(&curl, &["--data-binary", &format!("@{}", body.display()), &at("/post/last")])?;
     holds(&file, "100000 bytes came")?;
     recorded.signal(Signal::SIGINT)?;
 
@@ -119,7 +130,8 @@ fn wireshark_reads_http1_of_curl_as_curl_said_it() -> Result<()> {
     )?;
     ensure!(odd.is_empty(), "{odd:?}");
     let comments = tshark(&file, port, &format!("{mine}.request"), &["frame.comment"])?;
-    ensure!(comments.iter().all(|comment| comment.contains("curl[")), "{comments:?}");
+    let process = format!("{client}[");
+    ensure!(comments.iter().all(|comment| comment.contains(&process)), "{comments:?}");
     Ok(())
 }
 
@@ -137,10 +149,12 @@ fn wireshark_reads_http2_of_curl() -> Result<()> {
         ensure!(server.ended()?.is_none(), "nghttpd ended: {}", server.stderr.all().join("\n"));
         Ok(net::listens(port)?.then_some(()))
     })?;
+    let client = unique_name();
+    let curl = curl(&certificate, &client)?;
     let file = folder.join("http2.pcapng");
-    let recorded = Recorded::start("?comm=curl", &["-o", &file.to_string_lossy()])?;
+    let recorded = Recorded::start(&[&client], &file)?;
     let at = |path: &str| format!("https://127.0.0.1:{port}{path}");
-    curl(&["--http2", &at("/page"), &at("/none")])?;
+    fetch(&curl, &["--http2", &at("/page"), &at("/none")])?;
     holds(&file, "Not Found")?;
     recorded.signal(Signal::SIGINT)?;
 
@@ -157,12 +171,14 @@ fn wireshark_reads_http2_of_curl() -> Result<()> {
 #[test]
 fn a_recorder_that_is_killed_leaves_what_came_of_both_ends_of_a_connection() -> Result<()> {
     let certificate = certificate()?;
-    let (_server, port) = https(&certificate)?;
+    let [server, client] = [unique_name(), unique_name()];
+    let (_server, port) = https(&certificate, &server)?;
+    let curl = curl(&certificate, &client)?;
     let file = certificate.path().join("killed.pcapng");
-    // Without a filter: both ends of the connection are on this computer, and are two connections.
-    let recorded = Recorded::start("", &["-o", &file.to_string_lossy()])?;
+    // Both ends of the connection are on this computer, and are two connections.
+    let recorded = Recorded::start(&[&server, &client], &file)?;
     let path = format!("/killed/{port}");
-    curl(&[&format!("https://127.0.0.1:{port}{path}")])?;
+    fetch(&curl, &[&format!("https://127.0.0.1:{port}{path}")])?;
     until("both ends", || {
         let bytes = fs::read(&file).unwrap_or_default();
         let request = format!("GET {path}");
@@ -173,7 +189,7 @@ fn a_recorder_that_is_killed_leaves_what_came_of_both_ends_of_a_connection() -> 
     let filter = format!("http.request.uri==\"{path}\"");
     let lines = tshark(&file, port, &filter, &["tcp.stream", "frame.comment"])?;
     ensure!(lines.len() == 2, "{lines:?}");
-    lines.iter().find(|line| line.contains("curl[")).context("curl's end")?;
+    lines.iter().find(|line| line.contains(&format!("{client}["))).context("curl's end")?;
     lines.iter().find(|line| line.contains("made up")).context("the other end, said to be so")?;
     Ok(())
 }
@@ -181,11 +197,13 @@ fn a_recorder_that_is_killed_leaves_what_came_of_both_ends_of_a_connection() -> 
 #[test]
 fn a_har_of_a_recorder_that_was_killed_is_json_and_says_what_curl_said() -> Result<()> {
     let certificate = certificate()?;
-    let (_server, port) = https(&certificate)?;
+    let [server, client] = [unique_name(), unique_name()];
+    let (_server, port) = https(&certificate, &server)?;
+    let curl = curl(&certificate, &client)?;
     let file = certificate.path().join("killed.har");
-    let recorded = Recorded::start("?comm=curl", &["-o", &file.to_string_lossy()])?;
+    let recorded = Recorded::start(&[&client], &file)?;
     let at = |path: &str| format!("https://127.0.0.1:{port}{path}");
-    curl(&[&at("/gzip"), &at("/chunked"), &at("/image"), &at("/nowhere?a=b")])?;
+    fetch(&curl, &[&at("/gzip"), &at("/chunked"), &at("/image"), &at("/nowhere?a=b")])?;
     holds(&file, &at("/nowhere?a=b"))?;
     recorded.signal(Signal::SIGKILL)?;
 

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use plaintap_tests::agent::{self, Refusal};
-use plaintap_tests::{BORINGSSL, need};
+use plaintap_tests::{BORINGSSL, need, process};
 use tempfile::TempDir;
 
 /// `nobody`, on Debian and on most others.
@@ -142,7 +142,7 @@ fn who_is_not_root_is_refused_with_3() -> Result<()> {
     let folder = TempDir::with_prefix("plaintap-tests-")?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
     let copy = folder.path().join("plaintapd");
-    fs::copy(need::binary("plaintapd")?, &copy)?;
+    process::copy_program(&need::binary("plaintapd")?, &copy)?;
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
     for libraries in [&["--library", BORINGSSL][..], &[]] {
         let mut command = Command::new(&copy);

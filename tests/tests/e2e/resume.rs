@@ -37,12 +37,22 @@ fn after(agent: &Agent, seq: u64, run: &str) -> String {
     format!("{}?after={seq}&run={run}", agent.url)
 }
 
-/// Reads a connection that goes on behind the last message of `had`, for as many messages as it says, and cuts it.
-fn one_more_connection(agent: &Agent, run: &str, had: &mut Journal, messages: usize) -> Result<()> {
+/// Reads a connection that goes on behind the last message of `had`, for as many messages as it says, and cuts it. `go_on` sees
+/// to it that there are more.
+fn one_more_connection(
+    agent: &Agent,
+    run: &str,
+    had: &mut Journal,
+    messages: usize,
+    mut go_on: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let last = had.last().context("nothing yet")?.0;
     let mut client = Client::connect(&after(agent, last, run))?;
     ensure!(start(&client)? == (last, 0), "it starts at {:?}, not behind {last}", start(&client)?);
-    client.wait_for("more messages", |all| (all.len() >= messages).then_some(()))?;
+    while client.messages.len() < messages {
+        go_on()?;
+        client.read_some(messages - client.messages.len())?;
+    }
     let more = journal(&client);
     ensure!(more.iter().all(|(seq, _)| *seq > last), "a message that was there before {last}");
     had.extend(more);
@@ -58,19 +68,19 @@ fn what_a_hundred_cuts_leave_is_what_an_uninterrupted_client_has() -> Result<()>
     let mut had = journal(&steady);
     had.push((start(&steady)?.0, Bytes::new()));
     let run = steady.run_id().context("no run id")?.to_owned();
-    // Each message is written and read: twice as many events, which is more than the cuts of a round take.
     let round = Round { connections: 6, threads: 2, rate: 8000, duration: Duration::from_millis(300) };
     let mut random = Random::new(11);
-    let mut cuts = 0;
-    while cuts < CUTS {
-        storm.begin(&round)?;
-        for _ in 0..20 {
-            one_more_connection(&agent, &run, &mut had, random.between(3, 100) as usize)?;
-            cuts += 1;
-        }
-        until("the round's end", || storm.ended())?;
-        steady.ping(b"keep reading")?;
+    storm.begin(&round)?;
+    for _ in 0..CUTS {
+        one_more_connection(&agent, &run, &mut had, random.between(3, 100) as usize, || {
+            if storm.ended()?.is_some() {
+                steady.ping(b"keep reading")?;
+                storm.begin(&round)?;
+            }
+            Ok(())
+        })?;
     }
+    until("the round's end", || storm.ended())?;
     storm.quit()?;
     steady.ping(b"all of it")?;
     let last = journal(&steady).last().context("nothing came")?.0;
@@ -176,12 +186,14 @@ impl Way {
                     continue;
                 }
                 let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                // Whatever went over it can be cut.
+                let mut streams = streams.lock().unwrap_or_else(PoisonError::into_inner);
                 for (from, to) in [(&near, &far), (&far, &near)] {
                     if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
                         thread::spawn(move || carry(from, to));
                     }
                 }
-                streams.lock().unwrap_or_else(PoisonError::into_inner).extend([near, far]);
+                streams.extend([near, far]);
             }
         });
         Ok(way)

@@ -95,6 +95,9 @@ fn a_head_of_more_than_8_kib_is_refused() -> Result<()> {
     scene.goes_on_undisturbed()
 }
 
+/// By then whoever does not finish the handshake in 5 s is cut off, even where agent and test are held up for seconds.
+const IN_TIME: Duration = Duration::from_secs(30);
+
 #[test]
 fn who_does_not_finish_the_handshake_in_time_is_cut_off() -> Result<()> {
     let scene = Scene::set()?;
@@ -110,13 +113,13 @@ fn who_does_not_finish_the_handshake_in_time_is_cut_off() -> Result<()> {
     });
     let sent = sent.count();
     let cut = start.elapsed();
-    ensure!(cut < Duration::from_secs(10), "cut off after {cut:?} and {sent} bytes");
+    ensure!(cut < IN_TIME, "cut off after {cut:?} and {sent} bytes");
     ensure!(
         cut > Duration::from_secs(3),
         "cut off after {cut:?} and {sent} bytes: a slow link needs some time"
     );
     raw::wait_for_end(silent)?;
-    ensure!(start.elapsed() < Duration::from_secs(10), "the silent one after {:?}", start.elapsed());
+    ensure!(start.elapsed() < IN_TIME, "the silent one after {:?}", start.elapsed());
     scene.goes_on_undisturbed()
 }
 

@@ -8,7 +8,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -16,7 +15,7 @@ use nix::sys::signal::Signal;
 use plaintap_tests::agent::{self, Agent};
 use plaintap_tests::raw::{ask, handshake};
 use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, process};
+use plaintap_tests::{BORINGSSL, PATIENCE, process, until};
 
 const TOKEN: &str = "an-example-of-a-token-0123456789";
 
@@ -46,7 +45,7 @@ fn answer_to(uid: u32, port: u16) -> Result<(String, String)> {
 
 /// What a Unix socket answers to a handshake.
 fn answer_at(mut socket: UnixStream) -> Result<String> {
-    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
     socket.write_all(&handshake("/", 28257, &[]))?;
     let mut answer = [0; 12];
     socket.read_exact(&mut answer)?;
@@ -71,12 +70,16 @@ fn other_users_are_refused_until_they_are_allowed() -> Result<()> {
     Ok(())
 }
 
-/// A process of user `uid` that opens 40 connections to `port` and sends nothing, and the first line that the last one got.
+/// A process of user `uid` that opens 40 connections to `port` and sends nothing, and the first line that the last one got;
+/// more of them where it got none, as the others had been given up before it came.
 fn silent_crowd(uid: u32, port: u16) -> Result<(process::Process, String)> {
     const SCRIPT: &str = "import socket, sys\n\
                           address = ('127.0.0.1', int(sys.argv[1]))\n\
-                          crowd = [socket.create_connection(address, 20) for _ in range(40)]\n\
-                          print(crowd[-1].makefile('rb').readline().decode().strip(), flush=True)\n\
+                          first = b''\n\
+                          while not first:\n\
+                          \x20   crowd = [socket.create_connection(address, 20) for _ in range(40)]\n\
+                          \x20   first = crowd[-1].makefile('rb').readline()\n\
+                          print(first.decode().strip(), flush=True)\n\
                           sys.stdin.read()";
     let mut command = Command::new("python3");
     let crowd = process::Process::start(command.args(["-c", SCRIPT, &port.to_string()]).uid(uid).gid(uid))?;
@@ -218,8 +221,10 @@ fn a_socket_of_a_killed_agent_is_replaced() -> Result<()> {
     let path = folder.path().join("socket");
     let url = format!("ws+unix:{}", path.display());
     let mut agent = Agent::start(&["--ecaptureq", &url, "--library", BORINGSSL])?;
+    let child = agent.child()?;
     agent.signal(Signal::SIGKILL)?;
     agent.wait()?;
+    until("the serving half to end", || Ok((!process::runs(child)).then_some(())))?;
     assert!(path.exists());
     let agent = Agent::start(&["--ecaptureq", &url, "--library", BORINGSSL])?;
     agent.log().wait_for(0, "the socket", |line| line.ends_with(&format!("listening url={url}")))?;
@@ -312,7 +317,7 @@ impl Namespaces {
              dGhlIHNhbXBsZSBub25jZQ==\\r\\n\\r\\n' >&3 && head -c 12 <&3"
         );
         let output = Command::new("ip")
-            .args(["netns", "exec", name, "timeout", "5", "bash", "-c", &script])
+            .args(["netns", "exec", name, "timeout", "20", "bash", "-c", &script])
             .output()?;
         Ok(output.stdout == b"HTTP/1.1 101")
     }
@@ -368,7 +373,7 @@ fn an_interface_is_served_as_its_cable_comes_and_goes_to_those_with_the_token() 
     ip(&["-n", &namespaces.device, "link", "del", "usb0"])?;
     let (line, _) = listening(line, "no longer listening")?;
     namespaces.plug()?;
-    listening(line, " listening")?;
+    listening(line + 1, " listening")?;
     assert!(namespaces.comes_in(&namespaces.computer, "192.168.42.1", &token)?);
     assert!(agent.stderr.all().iter().any(|line| line.contains("WRN") && line.contains("not encrypted")));
     Ok(())
