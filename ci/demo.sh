@@ -37,9 +37,10 @@ cleanup() {
   for ((i = ${#started[@]} - 1; i >= 0; i--)); do
     pid=${started[i]}
     kill -TERM "$pid" 2>/dev/null || continue
-    until_true 5 gone "$pid" || kill -KILL "$pid" 2>/dev/null || true
+    until_true 60 gone "$pid" || kill -KILL "$pid" 2>/dev/null || true
   done
-  wait
+  # Bash says here what was killed.
+  wait 2>/dev/null
   rm -rf "$work"
   exit "$status"
 }
@@ -60,7 +61,7 @@ failed() {
 }
 
 # Whether FILE has TEXT, or the process that should write it is gone.
-has_or_gone() { grep -qF -e "$2" "$1" || gone "$3"; }
+has_or_gone() { grep -qsF -e "$2" "$1" || gone "$3"; }
 
 # Whether a socket listens on PORT. Source: /proc/net/tcp, whose state 0A is LISTEN.
 listens() { grep -qE "^ *[0-9]+: [0-9A-F]+:$(printf %04X "$1") [0-9A-F:]+ 0A " /proc/net/tcp /proc/net/tcp6 2>/dev/null; }
