@@ -376,6 +376,22 @@ fn a_device_that_is_full_is_told_and_stays() {
 }
 
 #[test]
+fn a_flag_that_does_nothing_without_another_is_wrong_usage() {
+    let folder = tempfile::tempdir().unwrap();
+    for (args, parts) in [
+        (&[&*name(&folder, "a.pb"), "--keep=3"][..], ["--keep", "--rotate-size"]),
+        (&["-", "--format=jsonl", "--force"], ["--force", "-o -"]),
+        (&["-", "--format=jsonl", "--keep=3"], ["--keep", "-o -"]),
+        (&["-", "--format=jsonl", "--rotate-time=1h"], ["--rotate-time", "-o -"]),
+    ] {
+        let done =
+            Plaintap::run(&[&["record", "ws://127.0.0.1:1/", "--no-reconnect", "-o"], args].concat()).done();
+        assert!(parts.iter().all(|part| done.stderr.contains(part)), "{}", done.stderr);
+        assert_eq!((done.code, done.stderr.lines().count()), (Some(2), 1), "{}", done.stderr);
+    }
+}
+
+#[test]
 fn full_files_are_followed_by_others_and_the_oldest_go() {
     let folder = tempfile::tempdir().unwrap();
     let args =

@@ -65,9 +65,12 @@ pub enum Error {
     /// The file can't be begun.
     #[error("{0}")]
     Begin(String, #[source] io::Error),
-    /// Stdout has no other file to go on with.
-    #[error("-o - is one stream: leave out --rotate-size, --rotate-time and --keep, or name a file")]
-    Rotation,
+    /// Stdout has no other file to go on with, and nothing to replace.
+    #[error("-o - is one stream: leave out {0}, or name a file")]
+    Stdout(&'static str),
+    /// There is never more than one file.
+    #[error("--keep is for --rotate-size and --rotate-time, which make more than one file: add one of them")]
+    Keep,
     /// A terminal would obey it.
     #[error("-o - is a terminal here, and {0} is not text: pipe it, or name a file")]
     Terminal(&'static str),
@@ -76,7 +79,7 @@ pub enum Error {
 impl Error {
     /// Whether the command line is what is wrong.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Format(_) | Self::Rotation | Self::Terminal(_))
+        matches!(self, Self::Format(_) | Self::Stdout(_) | Self::Keep | Self::Terminal(_))
     }
 }
 
@@ -110,8 +113,17 @@ pub fn run(args: RecordArgs) -> Result<(), Error> {
     let ending = args.output.extension().and_then(|ending| ending.to_str()).and_then(|e| e.parse().ok());
     let format = args.format.or(ending).or(stdout.then_some(Format::Pcapng));
     let format = format.ok_or_else(|| Error::Format(args.output.display().to_string()))?;
-    if stdout && (args.rotate_size.is_some() || args.rotate_time.is_some() || args.keep.is_some()) {
-        return Err(Error::Rotation);
+    let flags = [
+        ("--rotate-size", args.rotate_size.is_some()),
+        ("--rotate-time", args.rotate_time.is_some()),
+        ("--keep", args.keep.is_some()),
+        ("--force", args.force),
+    ];
+    if let Some((flag, _)) = flags.into_iter().find(|(_, said)| stdout && *said) {
+        return Err(Error::Stdout(flag));
+    }
+    if args.keep.is_some() && args.rotate_size.is_none() && args.rotate_time.is_none() {
+        return Err(Error::Keep);
     }
     if stdout && io::stdout().is_terminal() {
         // The others are text.
