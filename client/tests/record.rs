@@ -6,19 +6,23 @@ mod harness;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use harness::{Plaintap, Server, Session, event, heartbeat, log};
-use plaintap_proto::{LogEntry, json, log_entry::Payload};
+use plaintap_proto::{Direction, LogEntry, json, log_entry::Payload};
 use prost::Message as _;
+use serde_json::Value;
 use tempfile::TempDir;
 use tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/vectors");
+const ENDINGS: [&str; 4] = ["pb", "jsonl", "pcapng", "har"];
+/// The room for a file, of 512 bytes each.
+const BLOCKS: usize = 600;
 
 fn vectors() -> Vec<Vec<u8>> {
     let files = fs::read_dir(VECTORS).unwrap().map(|file| file.unwrap().path());
@@ -188,6 +192,206 @@ fn a_file_that_is_there_is_not_written_over_unless_told_to() {
 }
 
 #[test]
+fn with_force_a_file_is_replaced_when_something_came_and_not_before() {
+    for ending in ENDINGS {
+        let folder = tempfile::tempdir().unwrap();
+        let file = name(&folder, &format!("a.{ending}"));
+        fs::write(&file, "precious").unwrap();
+        let done =
+            Plaintap::run(&["record", "-o", &file, "--force", "--no-reconnect", "ws://127.0.0.1:1/"]).done();
+        assert!(done.stderr.contains(&format!("{file} is as it was")), "{}", done.stderr);
+        assert_eq!((done.code, content(&folder)), (Some(1), vec![format!("a.{ending}")]));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+
+        // Something comes, and does not fit.
+        let server = Server::new();
+        let record = Plaintap::run_within(BLOCKS, &["record", "-o", &file, "--force", &server.url()]);
+        let mut session = server.accept();
+        exchange(&mut session, 1, BLOCKS * 512);
+        let done = record.done();
+        assert!(done.stderr.contains(&format!("{file} is as it was")), "{}", done.stderr);
+        assert_eq!((done.code, content(&folder)), (Some(1), vec![format!("a.{ending}")]));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+
+        let (record, mut session) = client(&["record", "-o", &file, "--force", "--count=2"]);
+        exchange(&mut session, 1, 10);
+        let done = record.done();
+        assert_eq!((done.code, content(&folder)), (Some(0), vec![format!("a.{ending}")]), "{}", done.stderr);
+        assert!(!fs::read_to_string(&file).is_ok_and(|text| text == "precious"));
+        assert_eq!(mode(&file), 0o600);
+    }
+}
+
+#[test]
+fn where_nothing_came_no_file_is_left() {
+    for ending in ENDINGS {
+        let folder = tempfile::tempdir().unwrap();
+        let file = name(&folder, &format!("a.{ending}"));
+        let server = Server::new();
+        let refused = Plaintap::run(&["record", "-o", &file, "--no-reconnect", &server.url()]);
+        drop(server.refuse("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"));
+        let nobody = Plaintap::run(&[
+            "record",
+            "-o",
+            &name(&folder, &format!("b.{ending}")),
+            "--rotate-size=1M",
+            "--no-reconnect",
+            "ws://127.0.0.1:1/",
+        ]);
+        let interrupted =
+            Plaintap::run(&["record", "-o", &name(&folder, &format!("c.{ending}")), "ws://127.0.0.1:1/"]);
+        interrupted.notes("trying again");
+        interrupted.signal("INT");
+        for (record, code) in [(refused, 1), (nobody, 1), (interrupted, 0)] {
+            let done = record.done();
+            assert!(done.stderr.contains(" is not kept"), "{}", done.stderr);
+            assert_eq!(done.code, Some(code), "{}", done.stderr);
+        }
+        assert_eq!(content(&folder), [""; 0]);
+
+        // A heartbeat is something: the connection stood.
+        let (record, mut session) = client(&["record", "-o", &file, "--no-reconnect"]);
+        session.send(&heartbeat("a", 0));
+        session.close(CloseCode::Normal);
+        assert_eq!((record.done().code, content(&folder)), (Some(0), vec![format!("a.{ending}")]));
+    }
+}
+
+#[test]
+fn a_har_on_stdout_is_json_if_nothing_came_too() {
+    let done =
+        Plaintap::run(&["record", "-o", "-", "--format=har", "--no-reconnect", "ws://127.0.0.1:1/"]).done();
+    assert!(serde_json::from_str::<Value>(&done.stdout).is_ok(), "{}", done.stdout);
+    assert_eq!(done.code, Some(1));
+}
+
+#[test]
+fn a_file_that_can_not_be_made_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for more in [&[][..], &["--force"], &["--rotate-size=1M"]] {
+        let file = name(&folder, "none/a.pb");
+        let done = Plaintap::run(&[&["record", "-o", &file, "ws://127.0.0.1:1/"], more].concat()).done();
+        assert!(done.stderr.contains(&format!("can't begin {file}: ")), "{}", done.stderr);
+        assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn where_there_is_no_room_for_more_all_that_fits_is_whole_and_counted() {
+    // Pieces that come to the system one by one, and many at once.
+    for size in [120_000, 1000] {
+        let exchanges = 1_200_000 / size as u64;
+        for ending in ENDINGS {
+            let folder = tempfile::tempdir().unwrap();
+            let file = name(&folder, &format!("a.{ending}"));
+            let server = Server::new();
+            let record = Plaintap::run_within(BLOCKS, &["record", "-o", &file, &server.url()]);
+            let mut session = server.accept();
+            let sent: Vec<[LogEntry; 2]> =
+                (1..=exchanges).map(|number| exchange(&mut session, number, size)).collect();
+            let done = record.done();
+            assert_eq!(done.code, Some(1), "{}", done.stderr);
+            assert!(
+                done.stderr.contains(&format!("can't write to {file}: File too large")),
+                "{}",
+                done.stderr
+            );
+            let (count, things) = match ending {
+                "har" => (whole_har(&file), "exchanges"),
+                "pcapng" => (whole_pcapng(&file), "events"),
+                ending => (whole_messages(&file, ending, &sent.concat()), "events"),
+            };
+            assert!(count > 1, "{count}");
+            assert!(
+                done.stderr.contains(&format!("{count} {things} in {file}\n")),
+                "{count}: {}",
+                done.stderr
+            );
+            let length = fs::metadata(&file).unwrap().len() as usize;
+            assert!(length <= BLOCKS * 512 && BLOCKS * 512 - length < 2 * size + 2000, "{length}");
+        }
+    }
+}
+
+#[test]
+fn of_what_is_written_at_the_end_as_much_stays_as_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = name(&folder, "a.har");
+    let server = Server::new();
+    let record = Plaintap::run_within(BLOCKS, &["record", "-o", &file, "--no-reconnect", &server.url()]);
+    let mut session = server.accept();
+    for number in 1..=3 {
+        let body = "x".repeat(120_000);
+        let request = format!("POST /{number} HTTP/1.1\r\nHost: h\r\nContent-Length: 120000\r\n\r\n{body}");
+        let mut entry = event(number, &request);
+        if let Some(Payload::EventPayload(event)) = &mut entry.payload {
+            (event.connection_id, event.direction) = (number, Direction::Written.into());
+        }
+        session.send(&entry);
+    }
+    session.close(CloseCode::Normal);
+    let done = record.done();
+    assert!(done.stderr.contains(&format!("2 exchanges in {file}\n")), "{}", done.stderr);
+    let har: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!((har["log"]["entries"].as_array().unwrap().len(), done.code), (2, Some(1)));
+}
+
+#[test]
+fn a_file_of_several_that_has_no_room_for_anything_goes_and_the_others_stay() {
+    for ending in ENDINGS {
+        let folder = tempfile::tempdir().unwrap();
+        let file = name(&folder, &format!("a.{ending}"));
+        let server = Server::new();
+        let args = ["record", "-o", &file, "--rotate-size=150k", &server.url()];
+        let record = Plaintap::run_within(BLOCKS, &args);
+        let mut session = server.accept();
+        let what = if ending == "har" {
+            exchange(&mut session, 1, 160_000);
+            "1 exchange"
+        } else {
+            session.send(&event(1, &"x".repeat(160_000)));
+            "1 event"
+        };
+        exchange(&mut session, 2, 2 * BLOCKS * 512);
+        let done = record.done();
+        assert!(done.stderr.contains(&format!("a-0002.{ending}: File too large")), "{}", done.stderr);
+        let first = format!("a-0001.{ending}");
+        assert!(done.stderr.contains(&format!("{what} in {}\n", name(&folder, &first))), "{}", done.stderr);
+        assert_eq!((done.code, content(&folder)), (Some(1), vec![first]));
+    }
+}
+
+#[test]
+fn a_device_that_is_full_is_told_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = name(&folder, "full.jsonl");
+    symlink("/dev/full", &file).unwrap();
+    let (record, mut session) = client(&["record", "-o", &file]);
+    session.send(&event(1, "x"));
+    let done = record.done();
+    for part in [format!("can't write to {file}: No space left"), format!("0 events in {file}\n")] {
+        assert!(done.stderr.contains(&part), "{}", done.stderr);
+    }
+    assert_eq!((done.code, content(&folder)), (Some(1), vec!["full.jsonl".to_owned()]));
+}
+
+#[test]
+fn a_flag_that_does_nothing_without_another_is_wrong_usage() {
+    let folder = tempfile::tempdir().unwrap();
+    for (args, parts) in [
+        (&[&*name(&folder, "a.pb"), "--keep=3"][..], ["--keep", "--rotate-size"]),
+        (&["-", "--format=jsonl", "--force"], ["--force", "-o -"]),
+        (&["-", "--format=jsonl", "--keep=3"], ["--keep", "-o -"]),
+        (&["-", "--format=jsonl", "--rotate-time=1h"], ["--rotate-time", "-o -"]),
+    ] {
+        let done =
+            Plaintap::run(&[&["record", "ws://127.0.0.1:1/", "--no-reconnect", "-o"], args].concat()).done();
+        assert!(parts.iter().all(|part| done.stderr.contains(part)), "{}", done.stderr);
+        assert_eq!((done.code, done.stderr.lines().count()), (Some(2), 1), "{}", done.stderr);
+    }
+}
+
+#[test]
 fn full_files_are_followed_by_others_and_the_oldest_go() {
     let folder = tempfile::tempdir().unwrap();
     let args =
@@ -196,10 +400,10 @@ fn full_files_are_followed_by_others_and_the_oldest_go() {
     for seq in 1..=10 {
         session.send(&event(seq, &"x".repeat(500)));
     }
-    assert_eq!(record.done().code, Some(0));
-    let mut files: Vec<String> =
-        fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
-    files.sort();
+    let done = record.done();
+    assert!(done.stderr.contains("4 events in 2 files, the last of them a-0005.pb\n"), "{}", done.stderr);
+    assert_eq!(done.code, Some(0));
+    let files = content(&folder);
     assert_eq!(files, ["a-0004.pb", "a-0005.pb"]);
     let seqs: Vec<u64> =
         files.iter().flat_map(|file| read_pb(name(&folder, file))).map(|entry| entry.seq).collect();
@@ -266,6 +470,80 @@ fn what_is_no_recording_or_not_there_is_named() {
         assert!(parts.iter().all(|part| done.stderr.contains(part)), "{}", done.stderr);
         assert_eq!((done.code, done.stderr.lines().count()), (Some(code), 1), "{}", done.stderr);
     }
+}
+
+/// A request with so long a body, and its response. It may be that nobody takes them any more.
+fn exchange(session: &mut Session, number: u64, size: usize) -> [LogEntry; 2] {
+    let body = "x".repeat(size);
+    let request = format!("POST /{number} HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n{body}");
+    let mut both = [
+        event(2 * number - 1, &request),
+        event(2 * number, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+    ];
+    for (entry, direction) in both.iter_mut().zip([Direction::Written, Direction::Read]) {
+        if let Some(Payload::EventPayload(event)) = &mut entry.payload {
+            (event.connection_id, event.direction) = (number, direction.into());
+        }
+        let _ = session.0.send(Message::binary(entry.encode_to_vec()));
+    }
+    both
+}
+
+/// How many of these messages the file holds, which has to be all that fit.
+fn whole_messages(file: &str, ending: &str, sent: &[LogEntry]) -> usize {
+    let pieces: Vec<Vec<u8>> = sent
+        .iter()
+        .map(|entry| match ending {
+            "pb" => entry.encode_length_delimited_to_vec(),
+            _ => (json::line(entry) + "\n").into_bytes(),
+        })
+        .collect();
+    let mut length = 0;
+    let fit = pieces.iter().take_while(|piece| {
+        length += piece.len();
+        length <= BLOCKS * 512
+    });
+    let fit = fit.count();
+    assert!(fs::read(file).unwrap() == pieces[..fit].concat(), "it is not the first {fit} messages");
+    fit
+}
+
+fn whole_har(file: &str) -> usize {
+    let har: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    let entries = har["log"]["entries"].as_array().unwrap();
+    for (number, entry) in (1..).zip(entries) {
+        assert_eq!(entry["request"]["url"], format!("https://h/{number}"));
+        assert_eq!(entry["response"]["content"]["text"], "ok");
+    }
+    entries.len()
+}
+
+/// How many ends of events' payloads there are in blocks that are all whole.
+fn whole_pcapng(file: &str) -> usize {
+    let bytes = fs::read(file).unwrap();
+    let (mut rest, mut last, mut events) = (&bytes[..], 0, 0);
+    while !rest.is_empty() {
+        let word = |at: usize| u32::from_le_bytes(rest[at..at + 4].try_into().unwrap()) as usize;
+        let length = word(4);
+        assert_eq!(word(length - 4), length);
+        // An event's segments are full but for its last one.
+        if word(0) == 6 {
+            let tcp = &rest[28 + 14 + 20..28 + word(20)];
+            last = tcp.len() - usize::from(tcp[12] >> 4) * 4;
+            events += usize::from((1..32 << 10).contains(&last));
+        }
+        rest = &rest[length..];
+    }
+    assert!(last < 32 << 10, "an event is cut");
+    events
+}
+
+/// The names in a folder.
+fn content(folder: &TempDir) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 fn read_pb(path: impl AsRef<Path>) -> Vec<LogEntry> {

@@ -43,7 +43,7 @@ impl Recording for Har {
         format!("{{\"log\":{{\"version\":\"1.2\",\"creator\":{creator},\"entries\":[").into_bytes()
     }
 
-    fn message(&mut self, _: &Bytes, entry: &LogEntry) -> Vec<u8> {
+    fn message(&mut self, _: &Bytes, entry: &LogEntry) -> Vec<Vec<u8>> {
         let items = match &entry.payload {
             Some(Payload::EventPayload(event)) => self.assembler.push(event),
             Some(Payload::HeartbeatPayload(heartbeat)) if heartbeat.run_id != self.run_id => {
@@ -59,7 +59,7 @@ impl Recording for Har {
         self.items(&items)
     }
 
-    fn end(&mut self) -> Vec<u8> {
+    fn end(&mut self) -> Vec<Vec<u8>> {
         let items = self.assembler.finish();
         self.items(&items)
     }
@@ -67,19 +67,23 @@ impl Recording for Har {
     fn trailer(&self) -> &'static [u8] {
         b"\n]}}\n"
     }
+
+    fn holds_exchanges(&self) -> bool {
+        true
+    }
 }
 
 impl Har {
-    fn items(&mut self, items: &[Item]) -> Vec<u8> {
-        let mut text = String::new();
+    fn items(&mut self, items: &[Item]) -> Vec<Vec<u8>> {
+        let mut entries = vec![];
         for item in items {
             if let Item::Exchange(exchange) = item {
-                text += if self.entries == 0 { "\n" } else { ",\n" };
-                text += &entry(exchange).to_string();
+                let separator = if self.entries == 0 { "\n" } else { ",\n" };
+                entries.push(format!("{separator}{}", entry(exchange)).into_bytes());
                 self.entries += 1;
             }
         }
-        text.into_bytes()
+        entries
     }
 }
 
@@ -278,10 +282,11 @@ mod tests {
         let response = "HTTP/1.1 201 Created\r\nSet-Cookie: z=3; Path=/\r\nContent-Type: text/plain\r\n\
                         Content-Length: 5\r\n\r\nthere";
         for n in 1..=2 {
-            file.extend(har.message(&Bytes::new(), &event(Direction::Written, n * 10_000_000, request)));
             file.extend(
-                har.message(&Bytes::new(), &event(Direction::Read, n * 10_000_000 + 5_000_000, response)),
+                har.message(&Bytes::new(), &event(Direction::Written, n * 10_000_000, request)).concat(),
             );
+            let response = event(Direction::Read, n * 10_000_000 + 5_000_000, response);
+            file.extend(har.message(&Bytes::new(), &response).concat());
             let whole: Value = serde_json::from_slice(&[&file[..], har.trailer()].concat()).unwrap();
             assert_eq!(whole["log"]["entries"].as_array().unwrap().len(), n as usize);
             let entry = &whole["log"]["entries"][0];
@@ -302,7 +307,7 @@ mod tests {
     #[test]
     fn a_file_without_entries_is_json_too() {
         let mut har = Har::default();
-        let file = [&har.begin()[..], &har.end(), har.trailer()].concat();
+        let file = [&har.begin()[..], &har.end().concat(), har.trailer()].concat();
         assert!(serde_json::from_slice::<Value>(&file).is_ok());
     }
 
@@ -310,8 +315,9 @@ mod tests {
     fn what_was_begun_only_is_an_entry_that_says_so() {
         let mut har = Har::default();
         har.begin();
-        let mut text = har.message(&Bytes::new(), &event(Direction::Written, 0, "GET / HTTP/1.1\r\n\r\n"));
-        text.extend(har.end());
+        let mut text =
+            har.message(&Bytes::new(), &event(Direction::Written, 0, "GET / HTTP/1.1\r\n\r\n")).concat();
+        text.extend(har.end().concat());
         let entry: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(
             (&entry["response"]["status"], &entry["request"]["url"]),

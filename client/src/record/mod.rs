@@ -1,7 +1,7 @@
 //! `plaintap record`: the stream kept in files.
 //!
-//! A [`Recording`] is what one file holds, as bytes; [`Output`] owns the files. Each message is handed to the system whole,
-//! so that a recording that ends in a crash ends between two messages.
+//! A [`Recording`] is what one file holds, as bytes; [`Output`] owns the files, and a `Sink` is one of them. Each message is
+//! handed to the system whole, so that a recording that ends in a crash ends between two messages.
 
 mod blocks;
 mod har;
@@ -9,6 +9,7 @@ mod output;
 mod pcapng;
 mod plain;
 mod segment;
+mod sink;
 
 use std::{
     io::{self, IsTerminal},
@@ -21,7 +22,7 @@ use prost::{DecodeError, bytes::Bytes};
 use crate::{
     commands::RecordArgs,
     consume::{self, Consumer},
-    note::{self, counted, note},
+    note::{self, note},
     text,
 };
 use output::Output;
@@ -64,9 +65,12 @@ pub enum Error {
     /// The file can't be begun.
     #[error("{0}")]
     Begin(String, #[source] io::Error),
-    /// Stdout has no other file to go on with.
-    #[error("-o - is one stream: leave out --rotate-size, --rotate-time and --keep, or name a file")]
-    Rotation,
+    /// Stdout has no other file to go on with, and nothing to replace.
+    #[error("-o - is one stream: leave out {0}, or name a file")]
+    Stdout(&'static str),
+    /// There is never more than one file.
+    #[error("--keep is for --rotate-size and --rotate-time, which make more than one file: add one of them")]
+    Keep,
     /// A terminal would obey it.
     #[error("-o - is a terminal here, and {0} is not text: pipe it, or name a file")]
     Terminal(&'static str),
@@ -75,7 +79,7 @@ pub enum Error {
 impl Error {
     /// Whether the command line is what is wrong.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Format(_) | Self::Rotation | Self::Terminal(_))
+        matches!(self, Self::Format(_) | Self::Stdout(_) | Self::Keep | Self::Terminal(_))
     }
 }
 
@@ -84,17 +88,22 @@ pub trait Recording: Send {
     /// What a file begins with. Forgets what an earlier file held.
     fn begin(&mut self) -> Vec<u8>;
 
-    /// What a message adds.
-    fn message(&mut self, bytes: &Bytes, entry: &LogEntry) -> Vec<u8>;
+    /// What a message adds, in pieces behind each of which the file may end.
+    fn message(&mut self, bytes: &Bytes, entry: &LogEntry) -> Vec<Vec<u8>>;
 
-    /// What was begun in this file and not completed.
-    fn end(&mut self) -> Vec<u8> {
+    /// What was begun in this file and not completed, in such pieces.
+    fn end(&mut self) -> Vec<Vec<u8>> {
         vec![]
     }
 
     /// What makes a file whole whose recording ends here.
     fn trailer(&self) -> &'static [u8] {
         b""
+    }
+
+    /// Each piece is an exchange of HTTP, whatever number of events it took.
+    fn holds_exchanges(&self) -> bool {
+        false
     }
 }
 
@@ -104,8 +113,17 @@ pub fn run(args: RecordArgs) -> Result<(), Error> {
     let ending = args.output.extension().and_then(|ending| ending.to_str()).and_then(|e| e.parse().ok());
     let format = args.format.or(ending).or(stdout.then_some(Format::Pcapng));
     let format = format.ok_or_else(|| Error::Format(args.output.display().to_string()))?;
-    if stdout && (args.rotate_size.is_some() || args.rotate_time.is_some() || args.keep.is_some()) {
-        return Err(Error::Rotation);
+    let flags = [
+        ("--rotate-size", args.rotate_size.is_some()),
+        ("--rotate-time", args.rotate_time.is_some()),
+        ("--keep", args.keep.is_some()),
+        ("--force", args.force),
+    ];
+    if let Some((flag, _)) = flags.into_iter().find(|(_, said)| stdout && *said) {
+        return Err(Error::Stdout(flag));
+    }
+    if args.keep.is_some() && args.rotate_size.is_none() && args.rotate_time.is_none() {
+        return Err(Error::Keep);
     }
     if stdout && io::stdout().is_terminal() {
         // The others are text.
@@ -115,39 +133,71 @@ pub fn run(args: RecordArgs) -> Result<(), Error> {
             Format::Jsonl | Format::Har => {}
         }
     }
-    let output = if stdout { Ok(Output::stdout()) } else { Output::files(&args) };
-    let output =
-        output.map_err(|error| Error::Begin(format!("can't begin {}", args.output.display()), error))?;
-    record(args, format, output)
-}
-
-fn record(args: RecordArgs, format: Format, output: Output) -> Result<(), Error> {
     let recording: Box<dyn Recording> = match format {
         Format::Pb => Box::new(plain::Pb),
         Format::Jsonl => Box::new(plain::Jsonl),
         Format::Pcapng => Box::new(pcapng::Pcapng::default()),
         Format::Har => Box::new(har::Har::default()),
     };
-    let (url, reconnect) = (args.url.clone(), !args.no_reconnect);
-    let mut recorder =
-        Recorder { output, recording, count: args.count.map(|count| count.get()), events: 0, left_out: 0 };
-    let head = recorder.recording.begin();
-    let begun = recorder.output.write(&head, recorder.recording.trailer());
-    begun.and_then(|()| recorder.output.flush()).map_err(|error| Error::Begin(recorder.place(), error))?;
-    Ok(consume::run(recorder, &url, reconnect)?)
+    let trailer = recording.trailer();
+    let output = if stdout { Output::stdout(trailer) } else { Output::files(&args, trailer) };
+    let output =
+        output.map_err(|error| Error::Begin(format!("can't begin {}", args.output.display()), error))?;
+    let (count, reconnect) = (args.count.map(|count| count.get()), !args.no_reconnect);
+    let mut recorder = Recorder { output, recording, count, received: false, events: 0, left_out: 0 };
+    recorder.begin().map_err(|error| Error::Begin(format!("can't begin {}", recorder.place()), error))?;
+    Ok(consume::run(recorder, &args.url, reconnect)?)
 }
 
 struct Recorder {
     output: Output,
     recording: Box<dyn Recording>,
     count: Option<u64>,
+    /// Something came, be it only a heartbeat.
+    received: bool,
     events: u64,
     left_out: u64,
 }
 
 impl Recorder {
+    fn begin(&mut self) -> io::Result<()> {
+        let head = self.recording.begin();
+        self.output.sink().begin(&head).inspect_err(|_| {
+            // That it can't be begun is what the person is told; what is left of it is empty.
+            let _ = self.output.sink().remove();
+        })
+    }
+
+    /// Adds pieces, each of which holds so many events.
+    fn add(&mut self, pieces: Vec<Vec<u8>>, events: u64) -> io::Result<()> {
+        let count = if self.recording.holds_exchanges() { 1 } else { events };
+        pieces.iter().try_for_each(|piece| self.output.sink().add(piece, count))
+    }
+
+    /// Adds what was begun in this file and not completed.
+    fn add_end(&mut self) -> io::Result<()> {
+        let end = self.recording.end();
+        self.add(end, 0)
+    }
+
+    /// Makes the file whole; or removes it, if nothing ever came or nothing of it could be written.
+    fn complete(&mut self) -> io::Result<()> {
+        let added = self.add_end();
+        let sink = self.output.sink();
+        if !self.received && sink.is_ours() {
+            return added.and(sink.remove());
+        }
+        added.and_then(|()| sink.end()).inspect_err(|_| {
+            if sink.is_empty() {
+                // What went wrong first is what the person is told.
+                let _ = sink.remove();
+            }
+        })
+    }
+
     /// Tells of the 1st, 2nd, 4th, 8th … such message.
     fn leave_out(&mut self, why: &str) {
+        self.received = true;
         self.left_out += 1;
         if self.left_out.is_power_of_two() {
             note(&format!("a message was left out ({} so far): {}", self.left_out, text::one_line(why)));
@@ -164,17 +214,16 @@ impl Consumer for Recorder {
                 return Ok(());
             }
         };
+        self.received = true;
         if self.output.is_full() {
-            let end = self.recording.end();
-            self.output.write(&end, self.recording.trailer())?;
-            self.output.end(self.recording.trailer())?;
-            self.output.next()?;
+            self.add_end()?;
             let head = self.recording.begin();
-            self.output.write(&head, self.recording.trailer())?;
+            self.output.next(&head)?;
         }
-        self.events += u64::from(matches!(entry.payload, Some(Payload::EventPayload(_))));
-        let more = self.recording.message(bytes, entry);
-        self.output.write(&more, self.recording.trailer())
+        let events = u64::from(matches!(entry.payload, Some(Payload::EventPayload(_))));
+        self.events += events;
+        let pieces = self.recording.message(bytes, entry);
+        self.add(pieces, events)
     }
 
     fn text(&mut self, _: &str) -> io::Result<()> {
@@ -183,7 +232,7 @@ impl Consumer for Recorder {
     }
 
     fn idle(&mut self) -> io::Result<()> {
-        self.output.flush()
+        self.output.sink().flush()
     }
 
     fn enough(&self) -> bool {
@@ -191,14 +240,13 @@ impl Consumer for Recorder {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        let end = self.recording.end();
-        self.output.write(&end, self.recording.trailer())?;
-        self.output.end(self.recording.trailer())?;
-        note(&format!("{} in {}", counted(self.events, "event"), self.place()));
-        Ok(())
+        let done = self.complete();
+        let thing = if self.recording.holds_exchanges() { "exchange" } else { "event" };
+        note(&self.output.summary(thing));
+        done
     }
 
     fn place(&self) -> String {
-        self.output.to_string()
+        self.output.place()
     }
 }

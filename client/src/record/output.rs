@@ -1,36 +1,23 @@
-//! The files that a recording goes into: who may read them, when the next one begins, and which are kept.
+//! The files that a recording goes into: when the next one begins, and which are kept.
 
 use std::{
     collections::VecDeque,
-    fmt,
-    fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Seek, SeekFrom, Stdout, Write},
+    ffi::OsStr,
+    fs, io, mem,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use crate::commands::RecordArgs;
+use super::sink::Sink;
+use crate::{commands::RecordArgs, note::counted};
 
 /// Where a recording goes.
 pub struct Output {
+    /// The file being written.
     sink: Sink,
-    /// The file being written; the name that was given, if there is only one.
-    path: PathBuf,
-    files: Option<Files>,
-    /// Bytes in this file.
-    written: u64,
     began: Instant,
-    /// Nothing was written after the trailer's last copy, which what follows replaces.
-    trailer: usize,
-}
-
-enum Sink {
-    Stdout(BufWriter<Stdout>),
-    /// `seekable`: a regular file.
-    File {
-        file: BufWriter<File>,
-        seekable: bool,
-    },
+    trailer: &'static [u8],
+    files: Option<Files>,
 }
 
 /// More than one file, one after another.
@@ -40,118 +27,101 @@ struct Files {
     size: Option<u64>,
     time: Option<Duration>,
     keep: Option<usize>,
-    begun: VecDeque<PathBuf>,
     force: bool,
+    /// Those that are complete and kept, and how many things each holds.
+    complete: VecDeque<(PathBuf, u64)>,
 }
 
 impl Output {
     /// Stdout, which is one stream.
-    pub fn stdout() -> Self {
-        let sink = Sink::Stdout(BufWriter::with_capacity(64 << 10, io::stdout()));
-        Self::new(sink, PathBuf::from("stdout"), None)
+    pub fn stdout(trailer: &'static [u8]) -> io::Result<Self> {
+        Ok(Self { sink: Sink::stdout(trailer)?, began: Instant::now(), trailer, files: None })
     }
 
     /// One file, or with rotation the first of several.
-    pub fn files(args: &RecordArgs) -> io::Result<Self> {
-        let given = args.output.clone();
-        if args.rotate_size.is_none() && args.rotate_time.is_none() {
-            return Ok(Self::new(create(&given, args.force)?, given, None));
+    pub fn files(args: &RecordArgs, trailer: &'static [u8]) -> io::Result<Self> {
+        let (mut path, mut files) = (args.output.clone(), None);
+        if args.rotate_size.is_some() || args.rotate_time.is_some() {
+            let given = mem::replace(&mut path, numbered(&args.output, 1));
+            files = Some(Files {
+                given,
+                number: 1,
+                size: args.rotate_size.map(|size| size.0),
+                time: args.rotate_time.map(|time| time.0),
+                keep: args.keep.map(|keep| keep.get()),
+                force: args.force,
+                complete: VecDeque::new(),
+            });
         }
-        let mut files = Files {
-            given,
-            number: 0,
-            size: args.rotate_size.map(|size| size.0),
-            time: args.rotate_time.map(|time| time.0),
-            keep: args.keep.map(|keep| keep.get()),
-            begun: VecDeque::new(),
-            force: args.force,
-        };
-        let (sink, path) = files.next()?;
-        Ok(Self::new(sink, path, Some(files)))
+        let sink = Sink::create(&path, args.force, trailer)?;
+        Ok(Self { sink, began: Instant::now(), trailer, files })
     }
 
-    fn new(sink: Sink, path: PathBuf, files: Option<Files>) -> Self {
-        Self { sink, path, files, written: 0, began: Instant::now(), trailer: 0 }
+    /// The file being written.
+    pub fn sink(&mut self) -> &mut Sink {
+        &mut self.sink
     }
 
-    /// Adds `bytes` as one piece; after them a regular file ends with `trailer`, until more is added.
-    pub fn write(&mut self, bytes: &[u8], trailer: &[u8]) -> io::Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.written += bytes.len() as u64;
-        match &mut self.sink {
-            Sink::File { file, seekable: true } if !trailer.is_empty() => {
-                if self.trailer > 0 {
-                    file.seek(SeekFrom::Current(-(self.trailer as i64)))?;
-                }
-                self.trailer = trailer.len();
-                file.write_all(&[bytes, trailer].concat())?;
-                file.flush()
-            }
-            Sink::File { file, .. } => file.write_all(bytes),
-            Sink::Stdout(stdout) => stdout.write_all(bytes),
-        }
-    }
-
-    /// Hands what is buffered to the system.
-    pub fn flush(&mut self) -> io::Result<()> {
-        match &mut self.sink {
-            Sink::File { file, .. } => file.flush(),
-            Sink::Stdout(stdout) => stdout.flush(),
-        }
-    }
-
-    /// Makes the file whole, where it is not so at any time.
-    pub fn end(&mut self, trailer: &[u8]) -> io::Result<()> {
-        match &mut self.sink {
-            Sink::File { seekable: true, .. } => {}
-            Sink::File { file, .. } => file.write_all(trailer)?,
-            Sink::Stdout(stdout) => stdout.write_all(trailer)?,
-        }
-        self.flush()
+    /// The file being written, for a sentence.
+    pub fn place(&self) -> String {
+        self.sink.path().display().to_string()
     }
 
     /// It is time for the next file.
     pub fn is_full(&self) -> bool {
         let Some(files) = &self.files else { return false };
-        files.size.is_some_and(|size| self.written >= size)
+        files.size.is_some_and(|size| self.sink.size() >= size)
             || files.time.is_some_and(|time| self.began.elapsed() >= time)
     }
 
-    /// Goes on in the next file, and removes the oldest beyond those to be kept.
-    pub fn next(&mut self) -> io::Result<()> {
-        self.flush()?;
-        if let Some(files) = &mut self.files {
-            (self.sink, self.path) = files.next()?;
-            (self.written, self.began, self.trailer) = (0, Instant::now(), 0);
-        }
-        Ok(())
+    /// Completes this file, removes the oldest beyond those to be kept, and goes on in the next one, which begins with
+    /// `head`.
+    pub fn next(&mut self, head: &[u8]) -> io::Result<()> {
+        self.sink.end()?;
+        let Some(files) = &mut self.files else { return Ok(()) };
+        files.number += 1;
+        let next = Sink::create(&numbered(&files.given, files.number), files.force, self.trailer)?;
+        let complete = mem::replace(&mut self.sink, next);
+        self.began = Instant::now();
+        files.complete.push_back((complete.path().to_owned(), complete.count()));
+        // Before anything is written, which may need the room.
+        let removed = files.remove_oldest();
+        self.sink.begin(head)?;
+        removed
     }
-}
 
-impl fmt::Display for Output {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}", self.path.display())
+    /// What there is now, as `3 events in session.pb`.
+    pub fn summary(&self, thing: &str) -> String {
+        let complete = self.files.iter().flat_map(|files| &files.complete);
+        let mut files: Vec<(&Path, u64)> = complete.map(|(path, count)| (&**path, *count)).collect();
+        if !self.sink.is_removed() {
+            files.push((self.sink.lies_at(), self.sink.count()));
+        }
+        let all = counted(files.iter().map(|(_, count)| count).sum(), thing);
+        match &files[..] {
+            [] if self.sink.path().exists() => format!("{all}: {} is as it was", self.place()),
+            [] => format!("{all}: {} is not kept", self.place()),
+            [(path, _)] => format!("{all} in {}", path.display()),
+            [.., (last, _)] => {
+                let name = last.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
+                format!("{all} in {} files, the last of them {name}", files.len())
+            }
+        }
     }
 }
 
 impl Files {
-    fn next(&mut self) -> io::Result<(Sink, PathBuf)> {
-        self.number += 1;
-        let path = numbered(&self.given, self.number);
-        let sink = create(&path, self.force)?;
-        self.begun.push_back(path.clone());
-        while self.keep.is_some_and(|keep| self.begun.len() > keep) {
-            if let Some(oldest) = self.begun.pop_front() {
-                match fs::remove_file(oldest) {
-                    // The person may have moved it away.
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+    /// Removes those beyond what is to be kept together with the one that is being written.
+    fn remove_oldest(&mut self) -> io::Result<()> {
+        while self.keep.is_some_and(|keep| self.complete.len() >= keep) {
+            let Some((oldest, _)) = self.complete.pop_front() else { break };
+            match fs::remove_file(oldest) {
+                // The person may have moved it away.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
         }
-        Ok((sink, path))
+        Ok(())
     }
 }
 
@@ -164,32 +134,6 @@ fn numbered(path: &Path, number: u64) -> PathBuf {
         name.push(ending);
     }
     path.with_file_name(name)
-}
-
-/// A file that did not exist, and which only its owner may read; or a pipe or device that does exist.
-fn create(path: &Path, force: bool) -> io::Result<Sink> {
-    let file = |file, seekable| Ok(Sink::File { file: BufWriter::with_capacity(64 << 10, file), seekable });
-    let found = fs::metadata(path);
-    if found.as_ref().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        return file(OpenOptions::new().write(true).open(path)?, false);
-    }
-    if force && fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir()) {
-        fs::remove_file(path)?;
-    }
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600);
-    }
-    match options.open(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let why = format!("{} is there already: choose another name, or say --force", path.display());
-            Err(io::Error::new(io::ErrorKind::AlreadyExists, why))
-        }
-        opened => file(opened?, true),
-    }
 }
 
 #[cfg(test)]

@@ -69,9 +69,9 @@ impl Recording for Pcapng {
         blocks::head()
     }
 
-    fn message(&mut self, _: &Bytes, entry: &LogEntry) -> Vec<u8> {
+    fn message(&mut self, _: &Bytes, entry: &LogEntry) -> Vec<Vec<u8>> {
         match &entry.payload {
-            Some(Payload::EventPayload(event)) => self.event(event),
+            Some(Payload::EventPayload(event)) => vec![self.event(event)],
             // Another run gives its connections the same numbers.
             Some(Payload::HeartbeatPayload(heartbeat)) if heartbeat.run_id != self.run_id => {
                 self.run_id.clone_from(&heartbeat.run_id);
@@ -81,12 +81,14 @@ impl Recording for Pcapng {
         }
     }
 
-    fn end(&mut self) -> Vec<u8> {
-        let mut out = vec![];
+    fn end(&mut self) -> Vec<Vec<u8>> {
+        let mut all = vec![];
         while let Some((_, key)) = self.recent.pop_first() {
+            let mut out = vec![];
             self.close(&key, &mut out);
+            all.push(out);
         }
-        out
+        all
     }
 }
 
@@ -324,9 +326,9 @@ mod tests {
         let mut pcapng = Pcapng::default();
         let mut file = pcapng.begin();
         for entry in entries {
-            file.extend(pcapng.message(&Bytes::new(), entry));
+            file.extend(pcapng.message(&Bytes::new(), entry).concat());
         }
-        file.extend(pcapng.end());
+        file.extend(pcapng.end().concat());
         assert!(pcapng.flows.is_empty() && pcapng.pairs.is_empty() && pcapng.recent.is_empty());
         packets(&file)
     }

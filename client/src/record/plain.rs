@@ -14,11 +14,11 @@ impl Recording for Pb {
         vec![]
     }
 
-    fn message(&mut self, bytes: &Bytes, _: &LogEntry) -> Vec<u8> {
+    fn message(&mut self, bytes: &Bytes, _: &LogEntry) -> Vec<Vec<u8>> {
         let mut record = Vec::with_capacity(bytes.len() + 5);
         encode_varint(bytes.len() as u64, &mut record);
         record.extend_from_slice(bytes);
-        record
+        vec![record]
     }
 }
 
@@ -30,7 +30,7 @@ impl Recording for Jsonl {
         vec![]
     }
 
-    fn message(&mut self, _: &Bytes, entry: &LogEntry) -> Vec<u8> {
-        (json::line(entry) + "\n").into_bytes()
+    fn message(&mut self, _: &Bytes, entry: &LogEntry) -> Vec<Vec<u8>> {
+        vec![(json::line(entry) + "\n").into_bytes()]
     }
 }

@@ -143,14 +143,26 @@ impl Plaintap {
         Self::run_unread(&[&["watch"], args].concat())
     }
 
+    /// The program where no file can be larger than so many blocks of 512 bytes, as on a full disk.
+    pub fn run_within(blocks: usize, args: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        // Without the trap the system would kill who writes more.
+        command.args(["-c", &format!("trap '' XFSZ && ulimit -f {blocks} && exec \"$0\" \"$@\"")]);
+        command.arg(env!("CARGO_BIN_EXE_plaintap")).args(args);
+        let (mut plaintap, stdout) = Self::spawn(command);
+        plaintap.stdout = lines(stdout);
+        plaintap
+    }
+
     fn run_unread(args: &[&str]) -> (Self, ChildStdout) {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_plaintap"))
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plaintap"));
+        command.args(args);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> (Self, ChildStdout) {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         let stderr = lines(child.stderr.take().unwrap());
         (Self { child, stdout: lines(io::empty()), stderr }, stdout)
