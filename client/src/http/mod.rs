@@ -19,6 +19,7 @@ mod http2_frame;
 pub(crate) mod joined;
 mod json_text;
 pub mod page;
+mod programs;
 #[cfg(test)]
 mod tests;
 mod websocket;
