@@ -7,6 +7,7 @@
 //! All that comes in was written by strangers: whatever it says, nothing panics, and memory stays within [`Limits`].
 
 mod assembler;
+mod charset;
 pub mod content;
 pub mod filter;
 mod filter_text;

@@ -143,7 +143,7 @@ impl Page {
             Kind::Empty => format!("({} sent, nothing decoded)", counted(sent, "byte")),
             _ if self.show.hex => text::hex_dump(&decoded.bytes),
             Kind::Json(json) => text::lines(json.as_bytes()),
-            Kind::Text => text::lines(&decoded.bytes),
+            Kind::Text(text) => text::lines(text),
             Kind::Binary(name) => format!("({}, {} sent)", text::one_line(name), counted(sent, "byte")),
             Kind::Grpc(messages) => {
                 let mut lines = String::new();
@@ -158,7 +158,9 @@ impl Page {
         for line in lines.lines() {
             let _ = writeln!(block, "  {mark} {line}");
         }
-        if decoded.more && !self.no_body {
+        if matches!(kind, Kind::Binary(_)) && !self.no_body && !self.show.hex {
+            block.push_str("... not shown (see --hex of plaintap watch)\n");
+        } else if decoded.more && !self.no_body {
             block.push_str("... more of it not shown (see --max-body)\n");
         }
         if let Some(why) = decoded.failed.as_ref().filter(|_| !self.no_body) {
@@ -194,7 +196,9 @@ impl Page {
             _ => {
                 let more = bytes.len() < message.body.bytes.len() || message.body.left_out() > 0;
                 let decoded = Decoded { bytes: bytes.to_vec(), more, failed: None };
-                self.body(&mut block, mark, &decoded, "", message.body.length);
+                // RFC 6455: text is UTF-8.
+                let said = if message.opcode == 1 && !message.still_deflated { "text/plain" } else { "" };
+                self.body(&mut block, mark, &decoded, said, message.body.length);
             }
         }
         if message.still_deflated {
@@ -293,5 +297,42 @@ mod tests {
         let first = shown.lines().next().unwrap();
         assert!(first.starts_with(EXCHANGE_COLOUR) && first.ends_with(PLAIN));
         assert_eq!(shown.matches('\u{1b}').count(), 2);
+    }
+
+    fn answered(content_type: &str, body: &[u8]) -> String {
+        let mut exchange = exchange();
+        let message = &mut exchange.response.as_mut().unwrap().message;
+        message.headers = vec![Header { name: "Content-Type".to_owned(), value: content_type.to_owned() }];
+        message.body = Default::default();
+        message.body.add(body, 100);
+        Page { max_body: 100, ..page() }.item(&Item::Exchange(Box::new(exchange)))
+    }
+
+    #[test]
+    fn text_of_old_and_odd_kinds_is_shown() {
+        for (said, body, shown) in [
+            ("text/html; charset=iso-8859-1", &b"caf\xe9 cr\xe8me"[..], "caf\u{e9} cr\u{e8}me"),
+            ("text/plain", b"caf\xe9 cr\xe8me", r"caf\xe9 cr\xe8me"),
+            (
+                "text/plain; charset=utf-8",
+                b"\x1b[1mbold\x1b[0m\x07 \xe2\x80\xaeturned",
+                r"\x1b[1mbold\x1b[0m\x07 \u{202e}turned",
+            ),
+        ] {
+            let block = answered(said, body);
+            assert!(block.contains(&format!("  < {shown}\n")), "{block}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_shown_names_the_flag_that_shows_it() {
+        let block = answered("application/x-thing", b"\0\x01\x02\x03");
+        assert!(
+            block.contains(
+                "  < (application/x-thing, 4 bytes sent)\n... not shown (see --hex of plaintap watch)\n"
+            ),
+            "{block}"
+        );
+        assert!(!answered("text/plain", b"text").contains("--hex"));
     }
 }

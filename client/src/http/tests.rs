@@ -517,3 +517,12 @@ fn what_is_no_http_has_its_programs_name_where_that_is_known() {
         .collect();
     assert_eq!(apps, ["/bin/x"; 2], "{items:?}");
 }
+
+#[test]
+fn text_is_found_in_the_characters_that_it_was_sent_in() {
+    let response =
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=iso-8859-1\r\nContent-Length: 4\r\n\r\ncaf\xe9";
+    let items = whole(&[client("GET / HTTP/1.1\r\n\r\n"), (0, response.to_vec())]);
+    let filter: super::filter::Filter = "text~caf\u{e9}".parse().unwrap();
+    assert!(items.iter().any(|item| filter.matches(item)), "{items:?}");
+}
