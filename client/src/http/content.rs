@@ -1,6 +1,6 @@
 //! Bodies as their senders meant them: decoded, and told apart by kind.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
@@ -10,6 +10,9 @@ use crate::text;
 /// The largest window that a zstd frame is given memory for; brotli's is at most 16 MiB.
 /// Source: RFC 8878, section 3.1.1.1.2.
 const LARGEST_WINDOW: u64 = 8 << 20;
+
+/// A body is decoded as far as this to learn its length.
+const MOST_COUNTED: u64 = 8 << 20;
 
 /// A body without its content codings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,14 +31,7 @@ pub fn decode(message: &Message, limit: usize) -> Decoded {
         let bytes = &message.body.bytes[..message.body.bytes.len().min(limit)];
         Decoded { bytes: bytes.to_vec(), more, failed: None }
     };
-    let codings: Vec<String> = message
-        .headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case("content-encoding"))
-        .flat_map(|header| header.value.split(','))
-        .map(|coding| coding.trim().to_ascii_lowercase())
-        .filter(|coding| !coding.is_empty() && coding != "identity")
-        .collect();
+    let codings = codings(message);
     let left_out = message.body.left_out() > 0;
     if codings.is_empty() || message.body.bytes.is_empty() {
         return plain(left_out || message.body.bytes.len() > limit);
@@ -71,6 +67,33 @@ pub fn decode(message: &Message, limit: usize) -> Decoded {
         }
     }
     decoded
+}
+
+/// The length in bytes of what [`decode`] gives with no limit, missing bytes left out; none if it can't be told at a bounded
+/// price: the body was not kept whole, is too large, has no good end, or several codings.
+pub fn length(message: &Message) -> Option<u64> {
+    let body = &message.body;
+    match &codings(message)[..] {
+        [] => Some(body.length.saturating_sub(body.missing)),
+        [coding] if body.left_out() == 0 => {
+            let reader = decoder(coding, &body.bytes).ok()?;
+            let length = io::copy(&mut reader.take(MOST_COUNTED), &mut io::sink()).ok()?;
+            (length < MOST_COUNTED).then_some(length)
+        }
+        _ => None,
+    }
+}
+
+/// What `Content-Encoding` names, in the order in which it was put on.
+fn codings(message: &Message) -> Vec<String> {
+    message
+        .headers
+        .iter()
+        .filter(|header| header.name.eq_ignore_ascii_case("content-encoding"))
+        .flat_map(|header| header.value.split(','))
+        .map(|coding| coding.trim().to_ascii_lowercase())
+        .filter(|coding| !coding.is_empty() && coding != "identity")
+        .collect()
 }
 
 fn decoder<'a>(coding: &str, input: &'a [u8]) -> Result<Box<dyn Read + 'a>, String> {
@@ -218,6 +241,10 @@ mod tests {
         assert_eq!(decode(&encoded("br", BROTLI), usize::MAX).bytes.len(), 7 * 8);
         let cut = decode(&encoded("br", BROTLI), 3);
         assert_eq!((&cut.bytes[..], cut.more), (&b"bro"[..], true));
+        assert_eq!(
+            (length(&encoded("br", BROTLI)), length(&encoded("zstd", ZSTD))),
+            (Some(7 * 8), Some(5 * 8))
+        );
     }
 
     #[test]
@@ -232,6 +259,7 @@ mod tests {
         ] {
             let decoded = decode(&encoded(coding, hex), 1000);
             assert!(decoded.failed.as_ref().is_some_and(|why| why.contains(coding)), "{decoded:?}");
+            assert_eq!(length(&encoded(coding, hex)), None, "{coding} {hex}");
         }
         let window = decode(&encoded("zstd", "28b52ffd00ff0000"), 1000);
         assert!(window.failed.is_some_and(|why| why.contains("window")));

@@ -121,6 +121,7 @@ impl Page {
                 &decoded,
                 message.header("content-type").unwrap_or_default(),
                 message.body.length,
+                || content::length(message),
             );
         }
         if message.body.missing > 0 {
@@ -135,8 +136,16 @@ impl Page {
         }
     }
 
-    /// A body; `sent` is its length in bytes before it was decoded.
-    fn body(&self, block: &mut String, mark: &str, decoded: &Decoded, content_type: &str, sent: u64) {
+    /// A body; `sent` is its length in bytes before it was decoded, `length` what it is decoded, if that can be told.
+    fn body(
+        &self,
+        block: &mut String,
+        mark: &str,
+        decoded: &Decoded,
+        content_type: &str,
+        sent: u64,
+        length: impl FnOnce() -> Option<u64>,
+    ) {
         let kind = content::kind(&decoded.bytes, content_type);
         let lines = match &kind {
             _ if self.no_body => format!("({} sent)", counted(sent, "byte")),
@@ -161,7 +170,11 @@ impl Page {
         if matches!(kind, Kind::Binary(_)) && !self.no_body && !self.show.hex {
             block.push_str("... not shown (see --hex of plaintap watch)\n");
         } else if decoded.more && !self.no_body {
-            block.push_str("... more of it not shown (see --max-body)\n");
+            let left = match length().map(|length| length.saturating_sub(decoded.bytes.len() as u64)) {
+                Some(left) => format!("{} more of it", counted(left, "byte")),
+                None => format!("more of it ({} sent in all)", counted(sent, "byte")),
+            };
+            let _ = writeln!(block, "... {left} not shown (see --max-body)");
         }
         if let Some(why) = decoded.failed.as_ref().filter(|_| !self.no_body) {
             let _ = writeln!(block, "... not decoded to its end: {}", text::one_line(why));
@@ -194,11 +207,12 @@ impl Page {
                     writeln!(block, "  {mark} {code} {}", text::one_line(&String::from_utf8_lossy(reason)));
             }
             _ => {
-                let more = bytes.len() < message.body.bytes.len() || message.body.left_out() > 0;
+                let length = message.body.bytes.len() as u64 + message.body.left_out();
+                let more = length > bytes.len() as u64;
                 let decoded = Decoded { bytes: bytes.to_vec(), more, failed: None };
                 // RFC 6455: text is UTF-8.
                 let said = if message.opcode == 1 && !message.still_deflated { "text/plain" } else { "" };
-                self.body(&mut block, mark, &decoded, said, message.body.length);
+                self.body(&mut block, mark, &decoded, said, message.body.length, || Some(length));
             }
         }
         if message.still_deflated {
@@ -277,7 +291,7 @@ mod tests {
             "  <",
             "  < one",
             "  < 18:0",
-            "... more of it not shown (see --max-body)",
+            "... 5 bytes more of it not shown (see --max-body)",
             "",
             "",
         ];
@@ -334,5 +348,34 @@ mod tests {
             "{block}"
         );
         assert!(!answered("text/plain", b"text").contains("--hex"));
+    }
+
+    #[test]
+    fn how_much_of_a_body_is_not_shown_is_told_as_it_would_be_shown() {
+        let gzip = Header { name: "Content-Encoding".to_owned(), value: "gzip".to_owned() };
+        let text = "0123456789".repeat(10);
+        let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        let zipped = encoder.finish().unwrap();
+        for (kept, told) in [
+            (zipped.len(), "... 92 bytes more of it not shown (see --max-body)\n".to_owned()),
+            (
+                zipped.len() - 1,
+                format!("... more of it ({} bytes sent in all) not shown (see --max-body)\n", zipped.len()),
+            ),
+        ] {
+            let mut exchange = exchange();
+            let message = &mut exchange.response.as_mut().unwrap().message;
+            message.headers = vec![gzip.clone()];
+            message.body = Default::default();
+            message.body.add(&zipped, kept);
+            let block = page().item(&Item::Exchange(Box::new(exchange)));
+            assert!(block.contains("  < 01234567\n") && block.contains(&told), "{block}");
+        }
+        let mut body = super::super::Body::default();
+        body.add(text.as_bytes(), 50);
+        let message = WebSocketMessage { opcode: 1, body, ..WebSocketMessage::default() };
+        let block = page().item(&Item::WebSocket(Box::new(message)));
+        assert!(block.contains("... 92 bytes more of it not shown"), "{block}");
     }
 }

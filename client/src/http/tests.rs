@@ -363,6 +363,7 @@ fn bombs_cost_no_more_than_the_limit() {
     message.body.add(&zipped, usize::MAX);
     let decoded = content::decode(&message, 1000);
     assert_eq!((decoded.bytes.len(), decoded.more, decoded.failed), (1000, true, None));
+    assert_eq!(content::length(&message), None, "nor is it counted to its end");
 }
 
 #[test]
