@@ -27,9 +27,7 @@ const GLIMPSE: usize = 48;
 
 /// Shows messages until there are enough, or the stream ends; then what there was.
 pub fn run(args: InspectArgs) -> Result<(), consume::Error> {
-    let colour = !args.no_color
-        && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && io::stdout().is_terminal();
+    let colour = !args.no_color && io::stdout().is_terminal() && show::takes_colour(|name| env::var_os(name));
     let (url, reconnect) = (args.url.clone(), !args.no_reconnect);
     let out = BufWriter::with_capacity(64 << 10, io::stdout());
     consume::run(Inspect { out, args, colour, tally: Tally::default() }, &url, reconnect)
