@@ -159,7 +159,7 @@ pub struct ExtcapArgs {
   {command_name} session.pb",
     example = "As fast as the client takes it, once, and done:
   {command_name} session.pb --listen ws://127.0.0.1:9000/ --speed max --once",
-    note = "It listens on this computer only, and whoever uses this computer may connect."
+    note = "It listens on this computer only, and whoever uses this computer may connect. Ctrl-C ends it."
 )]
 pub struct ReplayArgs {
     /// the recording
