@@ -85,7 +85,8 @@ pub enum Command {
 host, method, path, status, process, pid, uid, text; a word alone is looked for in text. * in a value stands for anything,
 and status=4xx works. Case does not matter. With --raw and --json it chooses events, which have no method, path or status.
 A response without a length ends with its connection, whose end is not told: it is shown when nothing more came of it by the
-next heartbeat, up to 15 s later. NO_COLOR or TERM=dumb in the environment works as --no-color. Ctrl-C ends it, and shows what was begun."
+next heartbeat, up to 15 s later. NO_COLOR or TERM=dumb in the environment works as --no-color. Ctrl-C ends it, and shows
+what was begun."
 )]
 #[cfg_attr(
     feature = "relay",
