@@ -9,6 +9,7 @@ use crate::{
     address::{Address, without_secrets},
     commands::{ExtcapArgs, GenerateArgs, InspectArgs, RecordArgs, ReplayArgs, ServeArgs},
     http::filter::Filter,
+    values,
 };
 
 /// Shows the plaintext of TLS connections, as plaintapd or another eCaptureQ server streams it.
@@ -84,7 +85,8 @@ pub enum Command {
 host, method, path, status, process, pid, uid, text; a word alone is looked for in text. * in a value stands for anything,
 and status=4xx works. Case does not matter. With --raw and --json it chooses events, which have no method, path or status.
 A response without a length ends with its connection, whose end is not told: it is shown when nothing more came of it by the
-next heartbeat, up to 15 s later. NO_COLOR in the environment works as --no-color. Ctrl-C ends it, and shows what was begun."
+next heartbeat, up to 15 s later. NO_COLOR or TERM=dumb in the environment works as --no-color. Ctrl-C ends it, and shows
+what was begun."
 )]
 #[cfg_attr(
     feature = "relay",
@@ -115,16 +117,16 @@ pub struct WatchArgs {
     #[argh(switch)]
     pub no_body: bool,
     /// show at most this many bytes of each body (default: 65536)
-    #[argh(option, arg_name = "bytes", default = "65536")]
+    #[argh(option, arg_name = "bytes", default = "65536", from_str_fn(values::bytes))]
     pub max_body: usize,
     /// show payloads and bodies as hex dumps
     #[argh(switch)]
     pub hex: bool,
     /// of what is shown as it comes, show at most this many bytes of each payload (default: all)
-    #[argh(option, arg_name = "bytes")]
+    #[argh(option, arg_name = "bytes", from_str_fn(values::bytes))]
     pub max_payload: Option<usize>,
     /// end after this many events
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(values::from_one))]
     pub count: Option<NonZeroU64>,
     /// end when the connection ends; exit code 0 if the server closed it in good order
     #[argh(switch)]
@@ -145,22 +147,32 @@ pub enum Parsed {
 
 /// A command line that makes no sense.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} (see plaintap --help)")]
-pub struct UsageError(String);
+#[error("{what} (see {help})")]
+pub struct UsageError {
+    what: String,
+    /// The command whose help has the right way.
+    help: String,
+}
 
 /// Reads the command line, without the program's own name.
 pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
     let args = normalised(args);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let commands = Args::get_args_info().commands;
+    let help = match args.first().filter(|first| commands.iter().any(|command| command.name == **first)) {
+        Some(command) => format!("plaintap {command} --help"),
+        None => "plaintap --help".to_owned(),
+    };
+    let wrong = |what| UsageError { what, help };
     match Args::from_args(&["plaintap"], &args) {
         Ok(Args { version: true, .. }) => {
             Ok(Parsed::Print(format!("plaintap {}\n", env!("CARGO_PKG_VERSION"))))
         }
         Ok(Args { command: Some(command), .. }) => Ok(Parsed::Run(Box::new(command))),
-        Ok(Args { command: None, .. }) => Err(UsageError("what to do? Try plaintap watch".to_owned())),
+        Ok(Args { command: None, .. }) => Err(wrong("what to do? Try plaintap watch".to_owned())),
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
         #[cfg(not(feature = "relay"))]
-        Err(_) if args.first() == Some(&"relay") => Err(UsageError(
+        Err(_) if args.first() == Some(&"relay") => Err(wrong(
             "this plaintap has no relay; cargo build --release -p plaintap --features relay makes one that has".to_owned(),
         )),
         Err(exit) => {
@@ -168,7 +180,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
             let secret = args.iter().filter(|arg| arg.contains(['@', '?']));
             let output = secret.fold(exit.output, |text, arg| text.replace(arg, &without_secrets(arg)));
             let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            Err(UsageError(lines.join(" ")))
+            Err(wrong(lines.join(" ").replace(": duplicate values provided", ": it is given twice")))
         }
     }
 }
@@ -247,6 +259,28 @@ mod tests {
         ] {
             let error = parsed(line).unwrap_err().to_string();
             assert!(error.contains(wrong) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_in_a_persons_words_with_the_help_that_has_the_right_one() {
+        for (line, told) in [
+            ("watch --count 0", "\"0\" is no number from 1, as 10 (see plaintap watch --help)"),
+            ("watch --max-body x", "\"x\" is no number of bytes, as 65536 (see plaintap watch --help)"),
+            ("watch --max-payload -1", "\"-1\" is no number of bytes, as 65536 (see plaintap watch --help)"),
+            (
+                "inspect --max-payload x",
+                "\"x\" is no number of bytes, as 65536 (see plaintap inspect --help)",
+            ),
+            ("inspect --count x", "\"x\" is no number from 1, as 10 (see plaintap inspect --help)"),
+            ("record -o x --count 0", "\"0\" is no number from 1, as 10 (see plaintap record --help)"),
+            ("record -o x --keep 0", "\"0\" is no number from 1, as 10 (see plaintap record --help)"),
+            ("watch --count 1 --count 2", "'2': it is given twice (see plaintap watch --help)"),
+            ("replay", "not provided: file (see plaintap replay --help)"),
+            ("look", "look (see plaintap --help)"),
+        ] {
+            let error = parsed(line).unwrap_err().to_string();
+            assert!(error.ends_with(told), "{line}: {error}");
         }
     }
 }

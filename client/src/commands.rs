@@ -10,7 +10,7 @@ use std::{
 
 use argh::{ArgsInfo, FromArgs};
 
-use crate::{address::Address, record::Format};
+use crate::{address::Address, record::Format, values};
 
 /// Shows every message as its bytes say it: each field by name and number, those that are unknown too, and where and why a
 /// message does not decode.
@@ -42,10 +42,10 @@ pub struct InspectArgs {
     #[argh(switch)]
     pub hex: bool,
     /// show at most this many bytes of each payload (default: 1024)
-    #[argh(option, arg_name = "bytes", default = "1024")]
+    #[argh(option, arg_name = "bytes", default = "1024", from_str_fn(values::bytes))]
     pub max_payload: usize,
     /// end after this many messages
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(values::from_one))]
     pub count: Option<NonZeroU64>,
     /// end when the connection ends; exit code 0 if the server closed it in good order
     #[argh(switch)]
@@ -96,13 +96,13 @@ pub struct RecordArgs {
     #[argh(option, arg_name = "time")]
     pub rotate_time: Option<Span>,
     /// of the files that one recording began keep only the last so many
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(values::from_one))]
     pub keep: Option<NonZeroUsize>,
     /// replace a file that is there already
     #[argh(switch)]
     pub force: bool,
     /// end after this many events
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(values::from_one))]
     pub count: Option<NonZeroU64>,
     /// end when the connection ends; exit code 0 if the server closed it in good order
     #[argh(switch)]
@@ -159,7 +159,7 @@ pub struct ExtcapArgs {
   {command_name} session.pb",
     example = "As fast as the client takes it, once, and done:
   {command_name} session.pb --listen ws://127.0.0.1:9000/ --speed max --once",
-    note = "It listens on this computer only, and whoever uses this computer may connect."
+    note = "It listens on this computer only, and whoever uses this computer may connect. Ctrl-C ends it."
 )]
 pub struct ReplayArgs {
     /// the recording

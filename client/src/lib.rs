@@ -34,4 +34,5 @@ pub mod show;
 pub mod source;
 pub mod text;
 pub mod time;
+pub mod values;
 pub mod watch;

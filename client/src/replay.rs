@@ -21,6 +21,7 @@ use tungstenite::{
 
 use crate::{
     commands::{ReplayArgs, Speed},
+    consume::{self, Interrupt},
     note::{self, note},
     server::{self, Server},
 };
@@ -45,6 +46,9 @@ pub enum Error {
     /// No client can come.
     #[error(transparent)]
     Server(#[from] server::Error),
+    /// Ctrl-C could not be prepared for.
+    #[error(transparent)]
+    Interrupt(#[from] consume::Error),
 }
 
 /// What is wrong with a recording.
@@ -66,6 +70,8 @@ pub enum Wrong {
 
 /// Serves until Ctrl-C, or with `--once` until one client has all.
 pub fn run(args: ReplayArgs) -> Result<(), Error> {
+    // There is nothing to finish, but it is no failure.
+    let _ends_well = Interrupt::new()?;
     // Better now than at the first client.
     match Messages::open(&args.file)?.next() {
         Some(Err(wrong)) => return Err(Error::Wrong(args.file, wrong)),

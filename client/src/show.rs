@@ -1,7 +1,7 @@
 //! Messages as text for people: a line for an event and below it, indented, its payload. The indent keeps a payload from
 //! passing for a line of ours.
 
-use std::fmt::Write;
+use std::{ffi::OsString, fmt::Write};
 
 use plaintap_proto::{Direction, Event, Heartbeat, Protocol};
 
@@ -52,6 +52,12 @@ impl Show {
         block += "\n";
         block
     }
+}
+
+/// Whether what the environment says allows for colour. Source: no-color.org; terminfo's entry `dumb` has no colours.
+pub fn takes_colour(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let unwanted = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !unwanted && variable("TERM").is_none_or(|value| value != "dumb")
 }
 
 /// A line of the agent's log.
@@ -276,6 +282,20 @@ mod tests {
         assert_eq!(show.matches('\u{1b}').count(), 2);
         let first = show.lines().next().unwrap();
         assert!(first.starts_with(WRITTEN_COLOUR) && first.ends_with(PLAIN));
+    }
+
+    #[test]
+    fn a_terminal_that_is_dumb_gets_no_colour_nor_does_who_wants_none() {
+        for (no_color, term, expected) in [
+            (None, Some("xterm"), true),
+            (None, None, true),
+            (Some(""), Some("xterm"), true),
+            (Some("1"), Some("xterm"), false),
+            (None, Some("dumb"), false),
+        ] {
+            let variable = |name: &str| if name == "TERM" { term } else { no_color }.map(OsString::from);
+            assert_eq!(takes_colour(variable), expected, "{no_color:?} {term:?}");
+        }
     }
 
     #[test]

@@ -18,6 +18,17 @@ pub fn one_line(text: &str) -> String {
 /// Whether `bytes` are better shown as text: at most an eighth of them is neither UTF-8 nor printable, as when a line of
 /// JSON follows a binary header. A piece of a stream may cut a character in two at either end, which counts for nothing.
 pub fn is_text(bytes: &[u8]) -> bool {
+    is_strange_for_at_most(bytes, 8)
+}
+
+/// Whether `bytes`, which are said to be text, may be: at most a third of them is strange, as when a few accents are in a
+/// character set that is not UTF-8. Of what is compressed or random more than half is.
+pub fn may_be_text(bytes: &[u8]) -> bool {
+    is_strange_for_at_most(bytes, 3)
+}
+
+/// Whether at most one in `of` is neither UTF-8 nor printable.
+fn is_strange_for_at_most(bytes: &[u8], of: usize) -> bool {
     let whole = without_cut_characters(bytes);
     let strange: usize = whole
         .utf8_chunks()
@@ -26,7 +37,7 @@ pub fn is_text(bytes: &[u8]) -> bool {
             chunk.valid().chars().filter(obeyed).count() + chunk.invalid().len()
         })
         .sum();
-    bytes.is_empty() || !whole.is_empty() && strange * 8 <= whole.len()
+    bytes.is_empty() || !whole.is_empty() && strange * of <= whole.len()
 }
 
 /// `bytes` without the end of a character that began before them, and without the beginning of one that ends after them.

@@ -28,9 +28,7 @@ pub fn run(args: WatchArgs) -> Result<(), Error> {
 /// As [`run`], where more is to be done when the person has seen enough.
 pub fn run_until(interrupt: &Interrupt, args: WatchArgs) -> Result<(), Error> {
     let stdout = io::stdout();
-    let colour = !args.no_color
-        && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && stdout.is_terminal();
+    let colour = !args.no_color && stdout.is_terminal() && show::takes_colour(|name| env::var_os(name));
     let show = Show { colour, hex: args.hex, max_payload: args.max_payload };
     let limits = Limits::default();
     let limits = Limits { body: limits.body.max(args.max_body), ..limits };

@@ -89,3 +89,19 @@ fn a_viewer_gets_http_decoded_in_the_fields_that_it_knows() {
     serve.signal("INT");
     assert_eq!(serve.done().code, Some(0));
 }
+
+#[test]
+fn replay_and_serve_end_well_on_the_signals_that_end_the_others_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, upstream) = (folder.path().join("a.pb"), Server::new());
+    std::fs::write(&file, event(1, "one").encode_length_delimited_to_vec()).unwrap();
+    let file = file.to_str().unwrap();
+    for signal in ["INT", "TERM", "HUP"] {
+        for args in [&["replay", file][..], &["replay", file, "--once"], &["serve", &upstream.url()]] {
+            let plaintap = Plaintap::run(&[args, &["--listen", "ws://127.0.0.1:0/"]].concat());
+            plaintap.notes("listening on ");
+            plaintap.signal(signal);
+            assert_eq!(plaintap.done().code, Some(0), "{args:?} {signal}");
+        }
+    }
+}

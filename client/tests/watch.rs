@@ -10,6 +10,7 @@ use std::{
 };
 
 use harness::{Plaintap, Server, event, heartbeat, log, read_request};
+use plaintap_proto::{Direction, log_entry::Payload};
 use tungstenite::{Message, protocol::frame::coding::CloseCode};
 
 const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/vectors");
@@ -45,6 +46,27 @@ fn http_is_put_together_and_filtered() {
     assert_eq!(done.code, Some(0));
     assert!(done.stdout.contains("GET https://h/a (no response seen)"), "{}", done.stdout);
     assert!(done.stdout.contains("  > X: cut in two\n") && !done.stdout.contains("/b"), "{}", done.stdout);
+}
+
+#[test]
+fn a_program_that_is_named_late_is_filtered_by_and_shown_with_its_exchange() {
+    let server = Server::new();
+    let watch = Plaintap::watch(&[&server.url(), "--filter", "process=/usr/bin/curl"]);
+    let mut session = server.accept();
+    let request = event(1, "GET /a HTTP/1.1\r\nHost: h\r\n\r\n");
+    let mut response =
+        event(2, "HTTP/1.0 200 OK\r\nContent-Type: text/html; charset=iso-8859-1\r\n\r\n<p>ok</p>");
+    let Some(Payload::EventPayload(answer)) = &mut response.payload else { panic!() };
+    (answer.app, answer.direction) = ("/usr/bin/curl".to_owned(), Direction::Read.into());
+    // Its end is its connection's, so it is shown at a heartbeat.
+    let mut beat = heartbeat("a", 2);
+    let Some(Payload::HeartbeatPayload(at)) = &mut beat.payload else { panic!() };
+    at.timestamp = 10;
+    for entry in [request, response, beat] {
+        session.send(&entry);
+    }
+    watch.shows("GET https://h/a 200 in 0.000 ms, /usr/bin/curl");
+    watch.shows("  < <p>ok</p>");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::{
     http1::Http1,
     http2::Http2,
     joined::{Joined, Key, side},
+    programs::Programs,
     websocket::{Agreed, WebSocket},
 };
 
@@ -20,6 +21,7 @@ use super::{
 pub struct Assembler {
     limits: Limits,
     connections: HashMap<Key, Connection>,
+    programs: Programs,
     /// Who spoke when, so that the one that was quiet for longest is found.
     recent: BTreeMap<u64, Key>,
     /// How many events there were.
@@ -45,7 +47,8 @@ impl Context<'_> {
             return;
         }
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let event = Event { payload: bytes.into(), length, lost_before: 0, ..self.event.clone() };
+        let app = self.origin.app.clone();
+        let event = Event { payload: bytes.into(), length, lost_before: 0, app, ..self.event.clone() };
         self.out.push(Item::Raw(Box::new(event)));
     }
 
@@ -63,6 +66,8 @@ pub(super) enum Turn {
 #[derive(Debug)]
 struct Connection {
     origin: Arc<Origin>,
+    /// When the process started; 0 if unknown.
+    started: u64,
     joined: [Joined; 2],
     /// `None` before the first event.
     midway: Option<bool>,
@@ -93,6 +98,9 @@ impl Assembler {
         self.recent.remove(&connection.used);
         self.recent.insert(self.clock, key);
         connection.used = self.clock;
+        self.programs.learn(event);
+        connection.know(event);
+        connection.name(&self.programs);
         connection.push(event, self.limits, &mut out);
         let held = connection.parser.held() + 2048;
         self.held = self.held - connection.held + held;
@@ -101,6 +109,7 @@ impl Assembler {
         {
             let Some((_, key)) = self.recent.pop_first() else { break };
             let Some(mut connection) = self.connections.remove(&key) else { break };
+            connection.name(&self.programs);
             self.held -= connection.held;
             self.let_go += 1;
             connection.finish(&mut out, "let go: too much was open at once");
@@ -113,10 +122,10 @@ impl Assembler {
     pub fn rest(&mut self, before: i64) -> Vec<Item> {
         let mut out = vec![];
         for key in self.recent.values() {
-            if let Some(connection) = self.connections.get_mut(key)
-                && let Parser::Http1(http1) = &mut connection.parser
-            {
-                http1.rest(before, &mut out);
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            connection.name(&self.programs);
+            if let Parser::Http1(http1) = &mut connection.parser {
+                http1.rest(before, &connection.origin, &mut out);
             }
         }
         out
@@ -128,8 +137,10 @@ impl Assembler {
         let mut connections: Vec<Connection> = self.connections.drain().map(|(_, c)| c).collect();
         connections.sort_by_key(|connection| connection.used);
         for mut connection in connections {
+            connection.name(&self.programs);
             connection.finish(&mut out, "");
         }
+        self.programs = Programs::default();
         self.recent.clear();
         self.held = 0;
         out
@@ -149,13 +160,20 @@ impl Assembler {
 impl Default for Connection {
     fn default() -> Self {
         let parser = Parser::Http1(Box::default());
-        Self { origin: Arc::default(), joined: Default::default(), midway: None, parser, used: 0, held: 0 }
+        Self {
+            origin: Arc::default(),
+            started: 0,
+            joined: Default::default(),
+            midway: None,
+            parser,
+            used: 0,
+            held: 0,
+        }
     }
 }
 
 impl Connection {
     fn push(&mut self, event: &Event, limits: Limits, out: &mut Vec<Item>) {
-        self.know(event);
         let side = side(event);
         // Its first event says whether there was one before, that went by before our time or was let go.
         let midway = *self.midway.get_or_insert(event.stream_offset > event.lost_before);
@@ -221,8 +239,21 @@ impl Connection {
             client: (event.src_ip.clone(), port(event.src_port)),
             server: (event.dst_ip.clone(), port(event.dst_port)),
         };
+        if event.process_start != 0 {
+            self.started = event.process_start;
+        }
         if origin != *self.origin {
             self.origin = Arc::new(origin);
+        }
+    }
+
+    /// Another connection of the process may have said which program it is.
+    fn name(&mut self, programs: &Programs) {
+        if self.origin.app.is_empty()
+            && let Some(app) = programs.of(self.origin.pid, &self.origin.process, self.started)
+        {
+            let app = app.to_owned();
+            Arc::make_mut(&mut self.origin).app = app;
         }
     }
 

@@ -1,15 +1,18 @@
 //! Bodies as their senders meant them: decoded, and told apart by kind.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
-use super::{Message, json_text};
+use super::{Message, charset, json_text};
 use crate::text;
 
 /// The largest window that a zstd frame is given memory for; brotli's is at most 16 MiB.
 /// Source: RFC 8878, section 3.1.1.1.2.
 const LARGEST_WINDOW: u64 = 8 << 20;
+
+/// A body is decoded as far as this to learn its length.
+const MOST_COUNTED: u64 = 8 << 20;
 
 /// A body without its content codings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,14 +31,7 @@ pub fn decode(message: &Message, limit: usize) -> Decoded {
         let bytes = &message.body.bytes[..message.body.bytes.len().min(limit)];
         Decoded { bytes: bytes.to_vec(), more, failed: None }
     };
-    let codings: Vec<String> = message
-        .headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case("content-encoding"))
-        .flat_map(|header| header.value.split(','))
-        .map(|coding| coding.trim().to_ascii_lowercase())
-        .filter(|coding| !coding.is_empty() && coding != "identity")
-        .collect();
+    let codings = codings(message);
     let left_out = message.body.left_out() > 0;
     if codings.is_empty() || message.body.bytes.is_empty() {
         return plain(left_out || message.body.bytes.len() > limit);
@@ -71,6 +67,33 @@ pub fn decode(message: &Message, limit: usize) -> Decoded {
         }
     }
     decoded
+}
+
+/// The length in bytes of what [`decode`] gives with no limit, missing bytes left out; none if it can't be told at a bounded
+/// price: the body was not kept whole, is too large, has no good end, or several codings.
+pub fn length(message: &Message) -> Option<u64> {
+    let body = &message.body;
+    match &codings(message)[..] {
+        [] => Some(body.length.saturating_sub(body.missing)),
+        [coding] if body.left_out() == 0 => {
+            let reader = decoder(coding, &body.bytes).ok()?;
+            let length = io::copy(&mut reader.take(MOST_COUNTED), &mut io::sink()).ok()?;
+            (length < MOST_COUNTED).then_some(length)
+        }
+        _ => None,
+    }
+}
+
+/// What `Content-Encoding` names, in the order in which it was put on.
+fn codings(message: &Message) -> Vec<String> {
+    message
+        .headers
+        .iter()
+        .filter(|header| header.name.eq_ignore_ascii_case("content-encoding"))
+        .flat_map(|header| header.value.split(','))
+        .map(|coding| coding.trim().to_ascii_lowercase())
+        .filter(|coding| !coding.is_empty() && coding != "identity")
+        .collect()
 }
 
 fn decoder<'a>(coding: &str, input: &'a [u8]) -> Result<Box<dyn Read + 'a>, String> {
@@ -123,8 +146,8 @@ pub enum Kind {
     Empty,
     /// JSON, indented.
     Json(String),
-    /// Text.
-    Text,
+    /// Text: UTF-8, as far as it is any.
+    Text(Vec<u8>),
     /// gRPC's messages: whether each is compressed, and its length as said.
     Grpc(Vec<(bool, u32)>),
     /// Anything else, by name: `PNG image`, say.
@@ -158,14 +181,30 @@ pub fn kind(bytes: &[u8], content_type: &str) -> Kind {
         return Kind::Binary("WebP image".to_owned());
     }
     let said_binary = ["image/", "audio/", "video/", "font/"].iter().any(|kind| media.starts_with(kind));
-    if said_binary && media != "image/svg+xml" || !text::is_text(bytes) {
+    let utf8 = charset::to_utf8(bytes, content_type);
+    let is_text = if says_text(&media) { text::may_be_text(&utf8) } else { text::is_text(&utf8) };
+    if said_binary && media != "image/svg+xml" || !is_text {
         return Kind::Binary(if media.is_empty() { "binary data".to_owned() } else { media });
     }
-    let json = media.ends_with("json") || matches!(bytes.trim_ascii_start(), [b'{' | b'[', ..]);
-    match str::from_utf8(bytes).ok().filter(|_| json).and_then(json_text::indented) {
+    let json = media.ends_with("json") || matches!(utf8.trim_ascii_start(), [b'{' | b'[', ..]);
+    match str::from_utf8(&utf8).ok().filter(|_| json).and_then(json_text::indented) {
         Some(json) => Kind::Json(json),
-        None => Kind::Text,
+        None => Kind::Text(utf8.into_owned()),
     }
+}
+
+/// Whether a type, in lower case and without parameters, is one of text.
+fn says_text(media: &str) -> bool {
+    let plainly = ["application/javascript", "application/x-www-form-urlencoded"];
+    media.starts_with("text/")
+        || plainly.contains(&media)
+        || media.ends_with("json")
+        || media.ends_with("xml")
+}
+
+/// All of a decoded body that can be looked for as text.
+pub fn searchable(bytes: &[u8], content_type: &str) -> String {
+    String::from_utf8_lossy(&charset::to_utf8(bytes, content_type)).into_owned()
 }
 
 fn grpc(mut bytes: &[u8]) -> Vec<(bool, u32)> {
@@ -202,6 +241,10 @@ mod tests {
         assert_eq!(decode(&encoded("br", BROTLI), usize::MAX).bytes.len(), 7 * 8);
         let cut = decode(&encoded("br", BROTLI), 3);
         assert_eq!((&cut.bytes[..], cut.more), (&b"bro"[..], true));
+        assert_eq!(
+            (length(&encoded("br", BROTLI)), length(&encoded("zstd", ZSTD))),
+            (Some(7 * 8), Some(5 * 8))
+        );
     }
 
     #[test]
@@ -216,9 +259,28 @@ mod tests {
         ] {
             let decoded = decode(&encoded(coding, hex), 1000);
             assert!(decoded.failed.as_ref().is_some_and(|why| why.contains(coding)), "{decoded:?}");
+            assert_eq!(length(&encoded(coding, hex)), None, "{coding} {hex}");
         }
         let window = decode(&encoded("zstd", "28b52ffd00ff0000"), 1000);
         assert!(window.failed.is_some_and(|why| why.contains("window")));
+    }
+
+    #[test]
+    fn what_is_said_to_be_text_is_text_unless_it_is_mostly_something_else() {
+        let escapes = "an \u{1b}[1mESC\u{1b}[0m \u{7} \u{202e}RLO".as_bytes();
+        for (bytes, said) in [
+            (escapes, "text/plain; charset=utf-8"),
+            (b"caf\xe9 cr\xe8me", "text/plain"),
+            (b"caf\xe9 cr\xe8me", "application/xml"),
+            (b"{\"a\": \"\xe9\xe9\"}", "application/problem+json"),
+        ] {
+            assert_eq!(kind(bytes, said), Kind::Text(bytes.to_vec()));
+            assert!(matches!(kind(bytes, "application/x-thing"), Kind::Binary(_)), "{said}");
+        }
+        let every: Vec<u8> = (0..=255).collect();
+        for said in ["text/plain", "text/html; charset=iso-8859-1"] {
+            assert!(matches!(kind(&every, said), Kind::Binary(_)), "{said}");
+        }
     }
 
     #[test]
@@ -228,8 +290,10 @@ mod tests {
             kind(b"\0\x01\x02\x03", "application/x-thing; a=b"),
             Kind::Binary("application/x-thing".to_owned())
         );
-        assert_eq!(kind(b"plain", "text/plain"), Kind::Text);
+        assert_eq!(kind(b"plain", "text/plain"), Kind::Text(b"plain".to_vec()));
         assert_eq!(kind(b"{\"a\":1}", ""), Kind::Json("{\n  \"a\": 1\n}".to_owned()));
+        let named = kind(b"{\"a\":\"\xe9\"}", "application/json; charset=latin1");
+        assert_eq!(named, Kind::Json("{\n  \"a\": \"\u{e9}\"\n}".to_owned()));
         let grpc = b"\0\0\0\0\x02hi\x01\0\0\0\x01!";
         assert_eq!(kind(grpc, "application/grpc+proto"), Kind::Grpc(vec![(false, 2), (true, 1)]));
     }

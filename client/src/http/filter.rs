@@ -146,7 +146,8 @@ fn of_exchange(exchange: &Exchange) -> Subject {
         let line = |header: &Header| format!("{}: {}", header.name, header.value).to_lowercase();
         subject.texts.extend(message.headers.iter().chain(&message.trailers).map(line));
         let body = content::decode(message, 1 << 20);
-        subject.texts.push(String::from_utf8_lossy(&body.bytes).to_lowercase());
+        let content_type = message.header("content-type").unwrap_or_default();
+        subject.texts.push(content::searchable(&body.bytes, content_type).to_lowercase());
     }
     subject
 }

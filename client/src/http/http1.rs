@@ -2,10 +2,10 @@
 //!
 //! Also the state that every connection begins in: what does not look like HTTP is handed out as it came.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{
-    Exchange, Item,
+    Exchange, Item, Origin,
     assembler::{Context, Turn},
     http1_head::{self as head, Framing, Looks},
     http2_frame,
@@ -366,7 +366,7 @@ impl Http1 {
     }
 
     /// Hands out responses that end with the connection, if nothing came since `before`.
-    pub(super) fn rest(&mut self, before: i64, out: &mut Vec<Item>) {
+    pub(super) fn rest(&mut self, before: i64, origin: &Arc<Origin>, out: &mut Vec<Item>) {
         for side in 0..2 {
             let Some((exchange, true)) = self.current(side) else { continue };
             let quiet = exchange.response.as_ref().is_some_and(|response| response.message.ended < before);
@@ -383,7 +383,8 @@ impl Http1 {
             }
             (self.halves[side].state, self.halves[side].current, self.halves[side].raw) =
                 (State::Head, None, true);
-            while let Some(pending) = self.pending.pop_front() {
+            while let Some(mut pending) = self.pending.pop_front() {
+                pending.exchange.origin = origin.clone();
                 self.gone += 1;
                 out.push(Item::Exchange(Box::new(pending.exchange)));
             }

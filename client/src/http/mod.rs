@@ -7,6 +7,7 @@
 //! All that comes in was written by strangers: whatever it says, nothing panics, and memory stays within [`Limits`].
 
 mod assembler;
+mod charset;
 pub mod content;
 pub mod filter;
 mod filter_text;
@@ -19,6 +20,7 @@ mod http2_frame;
 pub(crate) mod joined;
 mod json_text;
 pub mod page;
+mod programs;
 #[cfg(test)]
 mod tests;
 mod websocket;

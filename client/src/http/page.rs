@@ -121,6 +121,7 @@ impl Page {
                 &decoded,
                 message.header("content-type").unwrap_or_default(),
                 message.body.length,
+                || content::length(message),
             );
         }
         if message.body.missing > 0 {
@@ -135,15 +136,23 @@ impl Page {
         }
     }
 
-    /// A body; `sent` is its length in bytes before it was decoded.
-    fn body(&self, block: &mut String, mark: &str, decoded: &Decoded, content_type: &str, sent: u64) {
+    /// A body; `sent` is its length in bytes before it was decoded, `length` what it is decoded, if that can be told.
+    fn body(
+        &self,
+        block: &mut String,
+        mark: &str,
+        decoded: &Decoded,
+        content_type: &str,
+        sent: u64,
+        length: impl FnOnce() -> Option<u64>,
+    ) {
         let kind = content::kind(&decoded.bytes, content_type);
         let lines = match &kind {
             _ if self.no_body => format!("({} sent)", counted(sent, "byte")),
             Kind::Empty => format!("({} sent, nothing decoded)", counted(sent, "byte")),
             _ if self.show.hex => text::hex_dump(&decoded.bytes),
             Kind::Json(json) => text::lines(json.as_bytes()),
-            Kind::Text => text::lines(&decoded.bytes),
+            Kind::Text(text) => text::lines(text),
             Kind::Binary(name) => format!("({}, {} sent)", text::one_line(name), counted(sent, "byte")),
             Kind::Grpc(messages) => {
                 let mut lines = String::new();
@@ -158,8 +167,14 @@ impl Page {
         for line in lines.lines() {
             let _ = writeln!(block, "  {mark} {line}");
         }
-        if decoded.more && !self.no_body {
-            block.push_str("... more of it not shown (see --max-body)\n");
+        if matches!(kind, Kind::Binary(_)) && !self.no_body && !self.show.hex {
+            block.push_str("... not shown (see --hex of plaintap watch)\n");
+        } else if decoded.more && !self.no_body {
+            let left = match length().map(|length| length.saturating_sub(decoded.bytes.len() as u64)) {
+                Some(left) => format!("{} more of it", counted(left, "byte")),
+                None => format!("more of it ({} sent in all)", counted(sent, "byte")),
+            };
+            let _ = writeln!(block, "... {left} not shown (see --max-body)");
         }
         if let Some(why) = decoded.failed.as_ref().filter(|_| !self.no_body) {
             let _ = writeln!(block, "... not decoded to its end: {}", text::one_line(why));
@@ -192,9 +207,12 @@ impl Page {
                     writeln!(block, "  {mark} {code} {}", text::one_line(&String::from_utf8_lossy(reason)));
             }
             _ => {
-                let more = bytes.len() < message.body.bytes.len() || message.body.left_out() > 0;
+                let length = message.body.bytes.len() as u64 + message.body.left_out();
+                let more = length > bytes.len() as u64;
                 let decoded = Decoded { bytes: bytes.to_vec(), more, failed: None };
-                self.body(&mut block, mark, &decoded, "", message.body.length);
+                // RFC 6455: text is UTF-8.
+                let said = if message.opcode == 1 && !message.still_deflated { "text/plain" } else { "" };
+                self.body(&mut block, mark, &decoded, said, message.body.length, || Some(length));
             }
         }
         if message.still_deflated {
@@ -273,7 +291,7 @@ mod tests {
             "  <",
             "  < one",
             "  < 18:0",
-            "... more of it not shown (see --max-body)",
+            "... 5 bytes more of it not shown (see --max-body)",
             "",
             "",
         ];
@@ -293,5 +311,71 @@ mod tests {
         let first = shown.lines().next().unwrap();
         assert!(first.starts_with(EXCHANGE_COLOUR) && first.ends_with(PLAIN));
         assert_eq!(shown.matches('\u{1b}').count(), 2);
+    }
+
+    fn answered(content_type: &str, body: &[u8]) -> String {
+        let mut exchange = exchange();
+        let message = &mut exchange.response.as_mut().unwrap().message;
+        message.headers = vec![Header { name: "Content-Type".to_owned(), value: content_type.to_owned() }];
+        message.body = Default::default();
+        message.body.add(body, 100);
+        Page { max_body: 100, ..page() }.item(&Item::Exchange(Box::new(exchange)))
+    }
+
+    #[test]
+    fn text_of_old_and_odd_kinds_is_shown() {
+        for (said, body, shown) in [
+            ("text/html; charset=iso-8859-1", &b"caf\xe9 cr\xe8me"[..], "caf\u{e9} cr\u{e8}me"),
+            ("text/plain", b"caf\xe9 cr\xe8me", r"caf\xe9 cr\xe8me"),
+            (
+                "text/plain; charset=utf-8",
+                b"\x1b[1mbold\x1b[0m\x07 \xe2\x80\xaeturned",
+                r"\x1b[1mbold\x1b[0m\x07 \u{202e}turned",
+            ),
+        ] {
+            let block = answered(said, body);
+            assert!(block.contains(&format!("  < {shown}\n")), "{block}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_shown_names_the_flag_that_shows_it() {
+        let block = answered("application/x-thing", b"\0\x01\x02\x03");
+        assert!(
+            block.contains(
+                "  < (application/x-thing, 4 bytes sent)\n... not shown (see --hex of plaintap watch)\n"
+            ),
+            "{block}"
+        );
+        assert!(!answered("text/plain", b"text").contains("--hex"));
+    }
+
+    #[test]
+    fn how_much_of_a_body_is_not_shown_is_told_as_it_would_be_shown() {
+        let gzip = Header { name: "Content-Encoding".to_owned(), value: "gzip".to_owned() };
+        let text = "0123456789".repeat(10);
+        let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        let zipped = encoder.finish().unwrap();
+        for (kept, told) in [
+            (zipped.len(), "... 92 bytes more of it not shown (see --max-body)\n".to_owned()),
+            (
+                zipped.len() - 1,
+                format!("... more of it ({} bytes sent in all) not shown (see --max-body)\n", zipped.len()),
+            ),
+        ] {
+            let mut exchange = exchange();
+            let message = &mut exchange.response.as_mut().unwrap().message;
+            message.headers = vec![gzip.clone()];
+            message.body = Default::default();
+            message.body.add(&zipped, kept);
+            let block = page().item(&Item::Exchange(Box::new(exchange)));
+            assert!(block.contains("  < 01234567\n") && block.contains(&told), "{block}");
+        }
+        let mut body = super::super::Body::default();
+        body.add(text.as_bytes(), 50);
+        let message = WebSocketMessage { opcode: 1, body, ..WebSocketMessage::default() };
+        let block = page().item(&Item::WebSocket(Box::new(message)));
+        assert!(block.contains("... 92 bytes more of it not shown"), "{block}");
     }
 }

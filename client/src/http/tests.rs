@@ -363,6 +363,7 @@ fn bombs_cost_no_more_than_the_limit() {
     message.body.add(&zipped, usize::MAX);
     let decoded = content::decode(&message, 1000);
     assert_eq!((decoded.bytes.len(), decoded.more, decoded.failed), (1000, true, None));
+    assert_eq!(content::length(&message), None, "nor is it counted to its end");
 }
 
 #[test]
@@ -447,4 +448,82 @@ proptest! {
 
 fn page() -> Page {
     Page { show: Show::default(), no_body: false, max_body: 1 << 16 }
+}
+
+/// Events of one process and connection, of which some name the program.
+fn named(connection_id: u64, offsets: &mut [u64; 2], said: &[(usize, &str, &str)]) -> Vec<Event> {
+    said.iter()
+        .map(|(side, text, app)| {
+            let event = event(*side, offsets[*side], text.as_bytes());
+            offsets[*side] += text.len() as u64;
+            Event { connection_id, app: (*app).to_owned(), ..event }
+        })
+        .collect()
+}
+
+#[test]
+fn an_exchange_has_the_program_that_any_event_of_its_process_names() {
+    const CURL: &str = "/usr/bin/curl";
+    const GET: &str = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+    let by_length = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let until_the_end = "HTTP/1.0 200 OK\r\n\r\nok";
+    for (what, events) in [
+        ("the response", named(1, &mut [0; 2], &[(1, GET, ""), (0, by_length, CURL)])),
+        (
+            "a response that ends with its connection",
+            named(1, &mut [0; 2], &[(1, GET, ""), (0, until_the_end, CURL)]),
+        ),
+        (
+            "another connection, before",
+            [
+                named(1, &mut [0; 2], &[(1, GET, ""), (0, by_length, CURL)]),
+                named(2, &mut [0; 2], &[(1, GET, ""), (0, by_length, "")]),
+            ]
+            .concat(),
+        ),
+        (
+            "another connection, meanwhile",
+            [
+                named(1, &mut [0; 2], &[(1, GET, ""), (0, until_the_end, "")]),
+                named(2, &mut [0; 2], &[(1, GET, ""), (0, by_length, CURL)]),
+            ]
+            .concat(),
+        ),
+    ] {
+        let mut assembler = Assembler::new(Limits::default());
+        let mut items: Vec<Item> = events.iter().flat_map(|event| assembler.push(event)).collect();
+        items.extend(assembler.rest(i64::MAX));
+        let filter: super::filter::Filter = "process=/usr/bin/curl".parse().unwrap();
+        assert!(!items.is_empty() && items.iter().all(|item| filter.matches(item)), "{what}: {items:?}");
+        let page = Page { show: Show::default(), no_body: true, max_body: 0 };
+        let shown: Vec<String> = items.iter().map(|item| page.item(item)).collect();
+        assert!(
+            shown.iter().all(|block| block.lines().next().unwrap().ends_with(", /usr/bin/curl")),
+            "{what}: {shown:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_no_http_has_its_programs_name_where_that_is_known() {
+    let events = named(1, &mut [0; 2], &[(1, "\x01\x02 hello", "/bin/x"), (1, "\x01\x02 again", "")]);
+    let mut assembler = Assembler::new(Limits::default());
+    let items: Vec<Item> = events.iter().flat_map(|event| assembler.push(event)).collect();
+    let apps: Vec<&str> = items
+        .iter()
+        .filter_map(|item| match item {
+            Item::Raw(event) => Some(event.app.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(apps, ["/bin/x"; 2], "{items:?}");
+}
+
+#[test]
+fn text_is_found_in_the_characters_that_it_was_sent_in() {
+    let response =
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=iso-8859-1\r\nContent-Length: 4\r\n\r\ncaf\xe9";
+    let items = whole(&[client("GET / HTTP/1.1\r\n\r\n"), (0, response.to_vec())]);
+    let filter: super::filter::Filter = "text~caf\u{e9}".parse().unwrap();
+    assert!(items.iter().any(|item| filter.matches(item)), "{items:?}");
 }

@@ -27,9 +27,7 @@ const GLIMPSE: usize = 48;
 
 /// Shows messages until there are enough, or the stream ends; then what there was.
 pub fn run(args: InspectArgs) -> Result<(), consume::Error> {
-    let colour = !args.no_color
-        && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && io::stdout().is_terminal();
+    let colour = !args.no_color && io::stdout().is_terminal() && show::takes_colour(|name| env::var_os(name));
     let (url, reconnect) = (args.url.clone(), !args.no_reconnect);
     let out = BufWriter::with_capacity(64 << 10, io::stdout());
     consume::run(Inspect { out, args, colour, tally: Tally::default() }, &url, reconnect)
@@ -246,11 +244,30 @@ impl std::fmt::Display for Tally {
         for (index, (kind, number)) in self.kinds.iter().enumerate() {
             write!(f, "{} {kind} {number}", if index == 0 { ":" } else { "," })?;
             if *kind == "event" {
+                // A request in many pieces is as many events of its type.
                 let protocols: Vec<String> =
-                    self.protocols.iter().map(|(name, number)| format!("{name} {number}")).collect();
+                    self.protocols.iter().map(|(name, number)| format!("{number} of type {name}")).collect();
                 write!(f, " ({})", protocols.join(", "))?;
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plaintap_proto::Event;
+
+    use super::*;
+
+    #[test]
+    fn pieces_of_a_request_are_not_counted_as_requests() {
+        let mut tally = Tally::default();
+        for r#type in [1, 1, 1, 3] {
+            let payload = Some(Payload::EventPayload(Event { r#type, ..Event::default() }));
+            tally.count(&[], Ok(&LogEntry { payload, ..LogEntry::default() }));
+        }
+        let told = tally.to_string();
+        assert!(told.ends_with(": event 4 (3 of type HTTP/1 request, 1 of type HTTP/1 response)"), "{told}");
     }
 }

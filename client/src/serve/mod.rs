@@ -24,7 +24,7 @@ use tungstenite::{Error as WsError, Message, WebSocket};
 
 use crate::{
     commands::ServeArgs,
-    consume::{self, Consumer},
+    consume::{self, Consumer, Interrupt},
     note::{self, counted, note},
     server::{self, Server},
     time,
@@ -52,6 +52,8 @@ pub enum Error {
 
 /// Serves until the stream ends and is not to go on, or Ctrl-C.
 pub fn run(args: ServeArgs) -> Result<(), Error> {
+    // Before anybody is told that it is there.
+    let interrupt = Interrupt::new()?;
     let server = Server::bind(args.listen.0)?;
     note(&format!("listening on {}", server.url()));
     let clients = Clients::default();
@@ -61,7 +63,12 @@ pub fn run(args: ServeArgs) -> Result<(), Error> {
             accepting.admit(stream);
         }
     });
-    Ok(consume::run(Serve { plain: Plain::default(), clients }, &args.url, !args.no_reconnect)?)
+    Ok(consume::run_until(
+        &interrupt,
+        Serve { plain: Plain::default(), clients },
+        &args.url,
+        !args.no_reconnect,
+    )?)
 }
 
 struct Serve {
