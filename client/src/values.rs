@@ -13,6 +13,11 @@ pub fn from_one<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("{text:?} is no number from 1, as 10"))
 }
 
+/// A TCP port; 0 stands for a free one.
+pub fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| format!("{text:?} is no port, as 28257"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU64;
@@ -28,5 +33,6 @@ mod tests {
             assert_eq!(from_one::<NonZeroU64>(wrong), Err(format!("{wrong:?} is no number from 1, as 10")));
         }
         assert!(from_one::<NonZeroU64>("0").is_err());
+        assert_eq!((port("0"), port("65536")), (Ok(0), Err("\"65536\" is no port, as 28257".into())));
     }
 }

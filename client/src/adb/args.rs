@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
 
-use crate::{address::Address, http::filter::Filter};
+use crate::{address::Address, http::filter::Filter, values};
 
 /// From the cable to plaintext: puts plaintapd on the device, starts it as root, watches it, and on Ctrl-C ends it.
 ///
@@ -34,7 +34,7 @@ pub struct AdbArgs {
     #[argh(option, arg_name = "file")]
     pub agent: Option<PathBuf>,
     /// the port of this computer for other viewers (default: a free one)
-    #[argh(option, arg_name = "port", default = "0")]
+    #[argh(option, arg_name = "port", default = "0", from_str_fn(values::port))]
     pub port: u16,
     /// show the agent's log lines too
     #[argh(switch)]
@@ -52,10 +52,10 @@ pub struct AdbArgs {
     #[argh(switch)]
     pub no_body: bool,
     /// show at most this many bytes of each body (default: 65536)
-    #[argh(option, arg_name = "bytes", default = "65536")]
+    #[argh(option, arg_name = "bytes", default = "65536", from_str_fn(values::bytes))]
     pub max_body: usize,
     /// end after this many events
-    #[argh(option, arg_name = "number")]
+    #[argh(option, arg_name = "number", from_str_fn(values::from_one))]
     pub count: Option<std::num::NonZeroU64>,
     /// no colour, even if stdout is a terminal
     #[argh(switch)]
