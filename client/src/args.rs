@@ -24,6 +24,13 @@ use crate::{
     error_code(1, "failed while running"),
     error_code(2, "wrong usage")
 )]
+#[cfg_attr(
+    not(feature = "relay"),
+    argh(
+        note = "This build has no `plaintap relay` and reads no nats:// addresses. One that does (see docs/fleet.md) is made by
+`cargo build --release -p plaintap --features relay`."
+    )
+)]
 pub struct Args {
     /// print the version
     #[argh(switch)]
@@ -145,8 +152,18 @@ pub enum Parsed {
 
 /// A command line that makes no sense.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} (see plaintap --help)")]
-pub struct UsageError(String);
+pub enum UsageError {
+    /// The help says what would.
+    #[error("{0} (see plaintap --help)")]
+    Wrong(String),
+    /// It would where more was built in.
+    #[cfg(not(feature = "relay"))]
+    #[error(
+        "this build of plaintap has no relay: `cargo build --release -p plaintap --features relay` makes one that has, \
+         see docs/fleet.md"
+    )]
+    NoRelay,
+}
 
 /// Reads the command line, without the program's own name.
 pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
@@ -157,18 +174,16 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
             Ok(Parsed::Print(format!("plaintap {}\n", env!("CARGO_PKG_VERSION"))))
         }
         Ok(Args { command: Some(command), .. }) => Ok(Parsed::Run(Box::new(command))),
-        Ok(Args { command: None, .. }) => Err(UsageError("what to do? Try plaintap watch".to_owned())),
+        Ok(Args { command: None, .. }) => Err(UsageError::Wrong("what to do? Try plaintap watch".to_owned())),
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
         #[cfg(not(feature = "relay"))]
-        Err(_) if args.first() == Some(&"relay") => Err(UsageError(
-            "this plaintap has no relay; cargo build --release -p plaintap --features relay makes one that has".to_owned(),
-        )),
+        Err(_) if args.first() == Some(&"relay") => Err(UsageError::NoRelay),
         Err(exit) => {
             // argh repeats what it can't read, and a password or a token may be in it.
             let secret = args.iter().filter(|arg| arg.contains(['@', '?']));
             let output = secret.fold(exit.output, |text, arg| text.replace(arg, &without_secrets(arg)));
             let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            Err(UsageError(lines.join(" ")))
+            Err(UsageError::Wrong(lines.join(" ")))
         }
     }
 }
@@ -220,6 +235,17 @@ mod tests {
         );
         assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("plaintap watch")));
         assert!(matches!(parsed("--version"), Ok(Parsed::Print(text)) if text.starts_with("plaintap ")));
+    }
+
+    #[cfg(not(feature = "relay"))]
+    #[test]
+    fn who_wants_a_relay_is_told_how_to_get_one() {
+        for line in ["relay", "relay --help", "relay --from adb:* --to nats://h:4222"] {
+            let error = parsed(line).unwrap_err().to_string();
+            assert!(error.contains("--features relay") && error.contains("docs/fleet.md"), "{error}");
+            assert!(!error.contains("--help") && !error.contains('\n'), "{error}");
+        }
+        assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("no `plaintap relay`")));
     }
 
     #[test]
