@@ -283,7 +283,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let said = error.to_string();
-        if !text.ends_with(&said) && !(is_timeout(&text) && is_timeout(&said)) {
+        let again = text.ends_with(&said) || is_timeout(&text) && is_timeout(&said);
+        if !again {
             text = format!("{text}: {said}");
         }
         cause = error.source();
