@@ -25,6 +25,13 @@ use crate::{
     error_code(1, "failed while running"),
     error_code(2, "wrong usage")
 )]
+#[cfg_attr(
+    not(feature = "relay"),
+    argh(
+        note = "This build has no `plaintap relay` and reads no nats:// addresses. One that does (see docs/fleet.md) is made by
+`cargo build --release -p plaintap --features relay`."
+    )
+)]
 pub struct Args {
     /// print the version
     #[argh(switch)]
@@ -147,11 +154,22 @@ pub enum Parsed {
 
 /// A command line that makes no sense.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} (see {help})")]
-pub struct UsageError {
-    what: String,
-    /// The command whose help has the right way.
-    help: String,
+pub enum UsageError {
+    /// The help says what would.
+    #[error("{what} (see {help})")]
+    Wrong {
+        /// What is wrong.
+        what: String,
+        /// The command whose help has the right way.
+        help: String,
+    },
+    /// It would where more was built in.
+    #[cfg(not(feature = "relay"))]
+    #[error(
+        "this build of plaintap has no relay: `cargo build --release -p plaintap --features relay` makes one that has, \
+         see docs/fleet.md"
+    )]
+    NoRelay,
 }
 
 /// Reads the command line, without the program's own name.
@@ -163,7 +181,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
         Some(command) => format!("plaintap {command} --help"),
         None => "plaintap --help".to_owned(),
     };
-    let wrong = |what| UsageError { what, help };
+    let wrong = |what| UsageError::Wrong { what, help };
     match Args::from_args(&["plaintap"], &args) {
         Ok(Args { version: true, .. }) => {
             Ok(Parsed::Print(format!("plaintap {}\n", env!("CARGO_PKG_VERSION"))))
@@ -172,9 +190,7 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
         Ok(Args { command: None, .. }) => Err(wrong("what to do? Try plaintap watch".to_owned())),
         Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
         #[cfg(not(feature = "relay"))]
-        Err(_) if args.first() == Some(&"relay") => Err(wrong(
-            "this plaintap has no relay; cargo build --release -p plaintap --features relay makes one that has".to_owned(),
-        )),
+        Err(_) if args.first() == Some(&"relay") => Err(UsageError::NoRelay),
         Err(exit) => {
             // argh repeats what it can't read, and a password or a token may be in it.
             let secret = args.iter().filter(|arg| arg.contains(['@', '?']));
@@ -232,6 +248,17 @@ mod tests {
         );
         assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("plaintap watch")));
         assert!(matches!(parsed("--version"), Ok(Parsed::Print(text)) if text.starts_with("plaintap ")));
+    }
+
+    #[cfg(not(feature = "relay"))]
+    #[test]
+    fn who_wants_a_relay_is_told_how_to_get_one() {
+        for line in ["relay", "relay --help", "relay --from adb:* --to nats://h:4222"] {
+            let error = parsed(line).unwrap_err().to_string();
+            assert!(error.contains("--features relay") && error.contains("docs/fleet.md"), "{error}");
+            assert!(!error.contains("--help") && !error.contains('\n'), "{error}");
+        }
+        assert!(matches!(parsed("--help"), Ok(Parsed::Print(text)) if text.contains("no `plaintap relay`")));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerAddr, jetstream};
 use serde_json::Value;
 
-use crate::{device::chain, wanted::decoded};
+use crate::{device::chain, permission::Refusals, wanted::decoded};
 
 /// How often a silent server is asked whether it is there; it is given up when it owes two answers.
 const PING: Duration = Duration::from_secs(15);
@@ -101,6 +101,8 @@ impl Error {
 pub struct Connected {
     /// JetStream there.
     pub context: jetstream::Context,
+    /// What it does not permit.
+    pub refusals: Refusals,
     /// For the person.
     pub shown: String,
 }
@@ -147,7 +149,7 @@ struct Context {
 }
 
 impl Server {
-    /// Connects, under `name`; `told` is what happens to the connection from then on.
+    /// Connects, under `name`; `told` is what happens to the connection from then on, but for refusals.
     pub async fn connect(
         &self,
         name: &str,
@@ -157,8 +159,12 @@ impl Server {
         let way = self.way(context.as_ref())?;
         let shown = shown(&way.servers);
         let tls = way.demands_tls();
+        let refusals = Refusals::default();
+        let hears = refusals.clone();
         let mut options = ConnectOptions::new().name(name).ping_interval(PING).event_callback(move |event| {
-            told(event);
+            if !hears.hear(&event) {
+                told(event);
+            }
             std::future::ready(())
         });
         options = match way.user {
@@ -194,7 +200,7 @@ impl Server {
             (Some(domain), None) => jetstream::with_domain(client, domain),
             (None, None) => jetstream::new(client),
         };
-        Ok(Connected { context, shown })
+        Ok(Connected { context, refusals, shown })
     }
 
     /// What is given, and for the rest what the context says.

@@ -25,6 +25,7 @@ use tokio::time::sleep;
 use crate::{
     metrics::{Gauges, Waiting},
     note,
+    permission::{Failed, Refusals},
     subject::{self, Kind},
     track::{About, Outgoing, Place},
 };
@@ -43,6 +44,7 @@ pub struct Fenced;
 /// Where a device's stream goes.
 pub struct Device {
     context: jetstream::Context,
+    refusals: Refusals,
     stream: Stream,
     name: String,
     /// The sequence number of the last message of each kind.
@@ -62,8 +64,14 @@ struct Stored {
 
 impl Device {
     /// A device by its name; `read_place` comes first.
-    pub fn new(context: jetstream::Context, stream: Stream, name: String, gauges: Gauges) -> Self {
-        Self { context, stream, name, last: HashMap::new(), gauges }
+    pub fn new(
+        context: jetstream::Context,
+        refusals: Refusals,
+        stream: Stream,
+        name: String,
+        gauges: Gauges,
+    ) -> Self {
+        Self { context, refusals, stream, name, last: HashMap::new(), gauges }
     }
 
     /// Reads back from the stream where this device's ends. Tries until it can.
@@ -95,7 +103,9 @@ impl Device {
     async fn stored(&self, kind: Kind, trouble: &mut Option<Waiting>) -> Option<Stored> {
         let mut delay = FIRST_DELAY;
         loop {
-            match self.stream.get_last_raw_message_by_subject(&subject::subject(&self.name, kind)).await {
+            let subject = subject::subject(&self.name, kind);
+            let asked = self.stream.get_last_raw_message_by_subject(&subject);
+            match self.refusals.or(|subject| subject.contains(".STREAM.MSG.GET."), asked).await {
                 Ok(message) => {
                     let text = |name: &str| message.headers.get(name).map(|value| value.as_str().to_owned());
                     let number = |name: &str| text(name).and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -111,7 +121,9 @@ impl Device {
                         body: message.payload.clone(),
                     });
                 }
-                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return None,
+                Err(Failed::Other(error)) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                    return None;
+                }
                 Err(error) => {
                     trouble.get_or_insert_with(|| {
                         note(&format!("can't read back device={} error={:?}", self.name, chain(&error)));
@@ -174,10 +186,10 @@ impl Device {
                     self.gauges.stored(&message, begun.elapsed());
                     return Ok(());
                 }
-                Err(error) if is_too_large(&error) && message.gap == 0 => {
+                Err(Failed::Other(error)) if is_too_large(&error) && message.gap == 0 => {
                     message = self.left_out(&message, "max_msg_size");
                 }
-                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+                Err(Failed::Other(error)) if error.kind() == PublishErrorKind::WrongLastSequence => {
                     let stored = self.stored(message.kind, trouble).await;
                     self.last.insert(message.kind, stored.as_ref().map_or(0, |stored| stored.sequence));
                     match stored {
@@ -207,7 +219,7 @@ impl Device {
         self.gauges.waiting()
     }
 
-    async fn publish(&self, message: &Outgoing, expected: u64) -> Result<PublishAck, PublishError> {
+    async fn publish(&self, message: &Outgoing, expected: u64) -> Result<PublishAck, Failed<PublishError>> {
         let subject = subject::subject(&self.name, message.kind);
         let mut headers = HeaderMap::new();
         if let Some(id) = id(message) {
@@ -231,7 +243,8 @@ impl Device {
                 headers.insert(subject::HOST, subject::header_text(host).as_str());
             }
         }
-        self.context.publish_with_headers(subject, headers, message.body.clone()).await?.await
+        let sent = self.context.publish_with_headers(subject.clone(), headers, message.body.clone());
+        self.refusals.or(|refused| refused == subject, async { sent.await?.await }).await
     }
 }
 
@@ -264,16 +277,55 @@ async fn wait(delay: &mut Duration) {
     *delay = (*delay * 2).min(LONGEST_DELAY);
 }
 
-/// An error and its causes, in one line.
+/// An error and its causes, in one line. NATS's client repeats itself, and says up to three times that time was over.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let said = error.to_string();
-        if !text.ends_with(&said) {
+        let again = text.ends_with(&said) || is_timeout(&text) && is_timeout(&said);
+        if !again {
             text = format!("{text}: {said}");
         }
         cause = error.source();
     }
     text
+}
+
+fn is_timeout(text: &str) -> bool {
+    text.ends_with("timed out") || text.ends_with("deadline has elapsed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error with a cause, if there are more words.
+    #[derive(Debug)]
+    struct Says(&'static [&'static str], Option<Box<Says>>);
+
+    impl Says {
+        fn new(all: &'static [&'static str]) -> Self {
+            Self(all, (all.len() > 1).then(|| Box::new(Self::new(&all[1..]))))
+        }
+    }
+
+    impl std::fmt::Display for Says {
+        fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str(self.0[0])
+        }
+    }
+
+    impl std::error::Error for Says {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            self.1.as_ref().map(|cause| cause.as_ref() as _)
+        }
+    }
+
+    #[test]
+    fn that_time_was_over_is_said_once() {
+        let error = Says::new(&["can't get: timed out", "request timed out", "deadline has elapsed"]);
+        assert_eq!(chain(&error), "can't get: timed out");
+        assert_eq!(chain(&Says::new(&["a", "b", "b", "c timed out"])), "a: b: c timed out");
+    }
 }

@@ -17,6 +17,7 @@ use crate::{
     device::{Device, Fenced},
     metrics::{Gauges, Metrics},
     note,
+    permission::Refusals,
     track::{Outgoing, Place, Track},
 };
 
@@ -28,6 +29,7 @@ const STAY_BACK: Duration = Duration::from_secs(30);
 /// All devices that are, or were a moment ago, relayed.
 pub struct Fleet {
     context: jetstream::Context,
+    refusals: Refusals,
     stream: Stream,
     metrics: Arc<Metrics>,
     running: HashMap<String, Running>,
@@ -43,8 +45,13 @@ struct Running {
 
 impl Fleet {
     /// None yet.
-    pub fn new(context: jetstream::Context, stream: Stream, metrics: Arc<Metrics>) -> Self {
-        Self { context, stream, metrics, running: HashMap::new() }
+    pub fn new(
+        context: jetstream::Context,
+        refusals: Refusals,
+        stream: Stream,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { context, refusals, stream, metrics, running: HashMap::new() }
     }
 
     /// Relays these and no others.
@@ -69,8 +76,8 @@ impl Fleet {
             let (sender, receiver) = watch::channel(());
             let place = source.place.clone();
             note(&format!("adds device={name}"));
-            let (context, stream, metrics) =
-                (self.context.clone(), self.stream.clone(), self.metrics.clone());
+            let (context, refusals) = (self.context.clone(), self.refusals.clone());
+            let (stream, metrics) = (self.stream.clone(), self.metrics.clone());
             let task = tokio::spawn(async move {
                 if let Some(before) = before {
                     // It ends when what it has read is stored.
@@ -78,7 +85,7 @@ impl Fleet {
                 }
                 let name = source.name.clone();
                 let gauges = metrics.device(&name);
-                let device = Device::new(context, stream, name.clone(), gauges.clone());
+                let device = Device::new(context, refusals, stream, name.clone(), gauges.clone());
                 relay(device, source, &gauges, receiver).await;
                 // Names come and go. What the source's thread, which may go on for a moment, says of it is told to nobody.
                 metrics.remove(&name);

@@ -10,6 +10,7 @@ pub mod connect;
 pub mod device;
 mod fleet;
 pub mod metrics;
+pub mod permission;
 pub mod read;
 pub mod subject;
 pub mod track;
@@ -23,10 +24,12 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{
-    self,
-    context::CreateStreamErrorKind,
-    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
+use async_nats::{
+    Event,
+    jetstream::{
+        context::CreateStreamErrorKind,
+        stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
+    },
 };
 use bytes::Bytes;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -36,6 +39,7 @@ use connect::{Connected, Server};
 use device::chain;
 use fleet::Fleet;
 use metrics::Metrics;
+use permission::{Failed, Refused};
 
 /// A message sent twice within this time is stored once. NATS's own default.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
@@ -105,6 +109,14 @@ pub enum Error {
     /// The server.
     #[error(transparent)]
     Connect(#[from] connect::Error),
+    /// The server lets this user not make or look at the stream.
+    #[error("can't use the stream {name}")]
+    Refused {
+        /// Its name.
+        name: String,
+        /// What is not permitted.
+        source: Refused,
+    },
     /// The server has no JetStream, or this user may not use it.
     #[error("{0} has no JetStream, or not for this user; start it with jetstream enabled (nats-server -js)")]
     NoJetStream(String),
@@ -170,7 +182,11 @@ pub fn run(
         let mut signals = Signals::new().map_err(Error::Start)?;
         let last = Mutex::new(String::new());
         // An outage is told once, and not at each attempt to end it.
-        let told = move |event: async_nats::Event| {
+        let told = move |event: Event| {
+            // That is our own end, which has a line of its own; a server that is gone is tried for ever.
+            if event == Event::Closed {
+                return;
+            }
             let news = event.to_string();
             let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
             if *last != news {
@@ -179,16 +195,16 @@ pub fn run(
             }
         };
         let mut begin = pin!(async {
-            let Connected { context, shown } = target.server.connect("plaintap relay", told).await?;
-            let stream = stream(&context, target, &shown).await?;
-            Ok::<_, Error>((context, shown, stream))
+            let connected = target.server.connect("plaintap relay", told).await?;
+            let stream = stream(&connected, target).await?;
+            Ok::<_, Error>((connected, stream))
         });
-        let (context, shown, stream) = loop {
+        let (Connected { context, refusals, shown }, stream) = loop {
             tokio::select! {
                 begun = &mut begin => break begun?,
                 // For the end nobody has to wait for a server.
                 signal = signals.next() => match signal {
-                    Signal::End => return Ok(()),
+                    Signal::End(signal) => return ends(signal),
                     Signal::Hangup => hangup(),
                 },
             }
@@ -198,12 +214,12 @@ pub fn run(
         if let Some(place) = metrics_at {
             metrics::serve(place, metrics.clone()).await.map_err(|error| Error::Metrics(place, error))?;
         }
-        let mut fleet = Fleet::new(context, stream, metrics);
+        let mut fleet = Fleet::new(context, refusals, stream, metrics);
         loop {
             tokio::select! {
                 Some(wanted) = sources.recv() => fleet.set(wanted),
                 signal = signals.next() => match signal {
-                    Signal::End => return Ok(()),
+                    Signal::End(signal) => return ends(signal),
                     Signal::Hangup => hangup(),
                 },
             }
@@ -214,9 +230,16 @@ pub fn run(
     ended
 }
 
+/// It was asked to: that is no failure.
+fn ends(signal: &str) -> Result<(), Error> {
+    note(&format!("ends signal={signal}"));
+    Ok(())
+}
+
 /// What a signal asks for.
 enum Signal {
-    End,
+    /// By this name.
+    End(&'static str),
     Hangup,
 }
 
@@ -241,8 +264,8 @@ impl Signals {
 
     async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.interrupt.recv() => Signal::End,
-            _ = self.terminate.recv() => Signal::End,
+            _ = self.interrupt.recv() => Signal::End("SIGINT"),
+            _ = self.terminate.recv() => Signal::End("SIGTERM"),
             _ = self.hangup.recv() => Signal::Hangup,
         }
     }
@@ -263,17 +286,21 @@ impl Signals {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
-        Signal::End
+        Signal::End("Ctrl-C")
     }
 }
 
 /// The stream, made if it is not there, and checked if it is: never changed.
-async fn stream(context: &jetstream::Context, target: &Target, server: &str) -> Result<Stream, Error> {
+async fn stream(connected: &Connected, target: &Target) -> Result<Stream, Error> {
+    let Connected { context, refusals, shown } = connected;
+    let refused = |source| Error::Refused { name: target.stream.clone(), source };
     let unfit = |why| Error::Unfit { name: target.stream.clone(), why };
     let name = &target.stream;
-    let stream = match context.get_stream(name).await {
+    // Nobody else uses the connection yet.
+    let stream = match refusals.or(|_| true, context.get_stream(name)).await {
         Ok(stream) => stream,
-        Err(_) => {
+        Err(Failed::Refused(why)) => return Err(refused(why)),
+        Err(Failed::Other(_)) => {
             let config = Config {
                 name: name.clone(),
                 description: Some("Plaintext of TLS connections, by plaintap relay: secret".to_owned()),
@@ -286,11 +313,14 @@ async fn stream(context: &jetstream::Context, target: &Target, server: &str) -> 
                 duplicate_window: DUPLICATE_WINDOW.min(target.max_age),
                 ..Config::default()
             };
-            context.create_stream(config).await.map_err(|error| match error.kind() {
-                CreateStreamErrorKind::JetStreamUnavailable | CreateStreamErrorKind::TimedOut => {
-                    Error::NoJetStream(server.to_owned())
-                }
-                _ => Error::Create { name: name.clone(), why: chain(&error) },
+            refusals.or(|_| true, context.create_stream(config)).await.map_err(|error| match error {
+                Failed::Refused(why) => refused(why),
+                Failed::Other(error) => match error.kind() {
+                    CreateStreamErrorKind::JetStreamUnavailable | CreateStreamErrorKind::TimedOut => {
+                        Error::NoJetStream(shown.clone())
+                    }
+                    _ => Error::Create { name: name.clone(), why: chain(&error) },
+                },
             })?
         }
     };

@@ -5,7 +5,7 @@
 //! itself, but a server that is away should be told of, and tried again, as every other source is. A thread reads
 //! ahead, by a bounded number of messages.
 
-use std::{collections::BTreeSet, io, thread, time::Duration};
+use std::{collections::BTreeSet, future::Future, io, pin::Pin, thread, time::Duration};
 
 use async_nats::{
     Event,
@@ -35,6 +35,7 @@ use tokio::{
 use crate::{
     connect::{self, Connected},
     device::chain,
+    permission::{Failed, Refused},
     subject::{self, Kind},
     wanted::{Sieve, Wanted},
 };
@@ -79,7 +80,15 @@ pub enum Error {
         /// All that it has messages of.
         devices: BTreeSet<String>,
     },
-    /// The server does not let us read it.
+    /// This user may not read it.
+    #[error("can't read the stream {stream}")]
+    Refused {
+        /// The stream.
+        stream: String,
+        /// What is not permitted.
+        source: Refused,
+    },
+    /// It can't be read.
     #[error("can't read the stream {stream}: {why}")]
     Consumer {
         /// The stream.
@@ -95,7 +104,8 @@ impl Error {
         match self {
             Self::Connect(error) => error.may_pass(),
             Self::NoJetStream(_) | Self::NoStream { .. } | Self::Consumer { .. } => true,
-            Self::Start(_) | Self::WhichDevice { .. } => false,
+            // As where the server refuses the credentials: waiting changes nothing.
+            Self::Start(_) | Self::WhichDevice { .. } | Self::Refused { .. } => false,
         }
     }
 }
@@ -109,6 +119,9 @@ pub enum Ended {
     /// Nothing came for too long.
     #[error("nothing came for {} s", .0.as_secs_f32())]
     Silent(Duration),
+    /// This user may not have what comes.
+    #[error(transparent)]
+    Refused(Refused),
     /// The server forgot what we read, or what came is not what was to come next.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -142,6 +155,8 @@ struct Ahead {
     messages: pull::Stream,
     sieve: Sieve,
     cut: watch::Receiver<bool>,
+    /// Comes if what it asks for is refused.
+    refusal: Pin<Box<dyn Future<Output = Refused> + Send>>,
     outgoing: mpsc::Sender<Result<Delivered, Ended>>,
 }
 
@@ -193,7 +208,24 @@ async fn open(wanted: &Wanted, behind: Option<&Place>) -> Result<(Reader, Ahead,
             let _ = tell.send(true);
         }
     };
-    let Connected { context, shown } = wanted.server.connect("plaintap", told).await?;
+    let connected = wanted.server.connect("plaintap", told).await?;
+    let refusals = connected.refusals.clone();
+    // What is to be deleted goes by itself, and need not be permitted.
+    let its = |subject: &str| !subject.contains(".CONSUMER.DELETE.");
+    refusals.or(its, begin(connected, cut, wanted, behind)).await.map_err(|error| match error {
+        Failed::Refused(source) => Error::Refused { stream: wanted.stream.clone(), source },
+        Failed::Other(error) => error,
+    })
+}
+
+/// Finds out where to begin, and asks for what is there.
+async fn begin(
+    connected: Connected,
+    cut: watch::Receiver<bool>,
+    wanted: &Wanted,
+    behind: Option<&Place>,
+) -> Result<(Reader, Ahead, Vec<String>), Error> {
+    let Connected { context, refusals, shown } = connected;
     let stream = context.get_stream(&wanted.stream).await.map_err(|error| match error.kind() {
         GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
             Error::NoStream { server: shown.clone(), stream: wanted.stream.clone() }
@@ -246,6 +278,7 @@ async fn open(wanted: &Wanted, behind: Option<&Place>) -> Result<(Reader, Ahead,
         told.push(format!("reading {device}, the stream's only device"));
     }
     let filter = format!("{}.{token}.*", subject::ROOT);
+    let refusal = Box::pin(refusals.refusal(|subject| subject.contains(".CONSUMER.MSG.NEXT.")));
     let consumer = stream.create_consumer(consumer(filter, first)).await;
     let messages = match consumer {
         Ok(consumer) => {
@@ -257,7 +290,7 @@ async fn open(wanted: &Wanted, behind: Option<&Place>) -> Result<(Reader, Ahead,
     let (outgoing, incoming) = mpsc::channel(QUEUE);
     let place = Place { device, sequence: first - 1, made: info.created };
     let reader = Reader { incoming, place, idle: false };
-    Ok((reader, Ahead { messages, sieve: wanted.sieve(), cut, outgoing }, told))
+    Ok((reader, Ahead { messages, sieve: wanted.sieve(), cut, refusal, outgoing }, told))
 }
 
 /// A consumer of `filter` from the sequence number `first` on, of which the server keeps nothing: the cursor is ours.
@@ -354,6 +387,7 @@ async fn deliver(mut ahead: Ahead) -> Option<Ended> {
         let message = tokio::select! {
             message = ahead.messages.next() => message,
             _ = ahead.cut.wait_for(|cut| *cut) => return Some(Ended::Cut),
+            refused = &mut ahead.refusal => return Some(Ended::Refused(refused)),
         };
         let message = match message {
             Some(Ok(message)) => message,

@@ -6,7 +6,6 @@
 
 use std::{
     collections::VecDeque,
-    mem,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -26,6 +25,11 @@ use crate::{
 
 /// Between two attempts to have an agent on a device that is there: each may ask a person for root.
 const LONGEST_DELAY: Duration = Duration::from_secs(300);
+/// A connection that ends sooner was of no use, as where an agent lets everybody in and hangs up.
+const BRIEF: Duration = Duration::from_secs(2);
+/// Before the next attempt after one such, and after many: each has two lines in the log.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Of a device, so many reasons are told within this time.
 const MOST_REASONS: usize = 5;
 const REASONS_TIME: Duration = Duration::from_secs(600);
@@ -36,7 +40,9 @@ const LONGEST_REASON: usize = 500;
 pub struct Stream {
     follow: Follow,
     keeper: Option<Keeper>,
-    connected: bool,
+    /// Since when there is a connection.
+    connected: Option<Instant>,
+    pause: Pause,
     told: Told,
 }
 
@@ -44,13 +50,15 @@ impl Stream {
     /// All that the address's server still has, and what comes.
     pub fn new(address: &Address, keeper: Option<Keeper>) -> Self {
         let follow = Follow::new(address.with_backlog(), true);
-        Self { follow, keeper, connected: false, told: Told::default() }
+        Self { follow, keeper, connected: None, pause: Pause::default(), told: Told::default() }
     }
 
     /// There is no connection.
     fn down(&mut self, why: &str) -> Incoming {
         let why = abridged(why, LONGEST_REASON);
-        if mem::take(&mut self.connected) {
+        if let Some(since) = self.connected.take() {
+            let now = Instant::now();
+            self.pause.ended(now.duration_since(since), now);
             // The end of one is news whatever its reason: the next one is to go on behind what came.
             self.told.last.clone_from(&why);
         } else if !self.told.is_news(&why, Instant::now()) {
@@ -66,6 +74,12 @@ impl Source for Stream {
     }
 
     fn receive(&mut self) -> Incoming {
+        let left = self.pause.left(Instant::now());
+        if !left.is_zero() {
+            // Not for long at a time: the source may not be wanted any more.
+            thread::sleep(left.min(AWAY));
+            return Incoming::Nothing;
+        }
         if let Some(keeper) = &mut self.keeper
             && let Err(why) = keeper.keep()
         {
@@ -75,7 +89,7 @@ impl Source for Stream {
             Ok(follow::Incoming::Message(Message::Binary(bytes))) => return Incoming::Message(bytes),
             Ok(follow::Incoming::Message(_) | follow::Incoming::Idle) => return Incoming::Nothing,
             Ok(follow::Incoming::Connected { .. }) => {
-                self.connected = true;
+                self.connected = Some(Instant::now());
                 self.told.last.clear();
                 return Incoming::Connected;
             }
@@ -85,6 +99,31 @@ impl Source for Stream {
         };
         self.keeper.iter_mut().for_each(|keeper| keeper.due = true);
         self.down(&why)
+    }
+}
+
+/// How long a source is left alone whose connections end as soon as they begin: ever longer, until one lasts.
+#[derive(Debug, Default)]
+struct Pause {
+    /// Zero: the last connection lasted.
+    delay: Duration,
+    /// When it is over.
+    until: Option<Instant>,
+}
+
+impl Pause {
+    /// A connection has ended that lasted so long.
+    fn ended(&mut self, lasted: Duration, now: Instant) {
+        self.delay = match lasted < BRIEF {
+            true => (self.delay * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
+            false => Duration::ZERO,
+        };
+        self.until = Some(now + jittered(self.delay));
+    }
+
+    /// How much of it is left.
+    fn left(&self, now: Instant) -> Duration {
+        self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
 }
 
@@ -208,7 +247,10 @@ impl Keeper {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, atomic::AtomicUsize, atomic::Ordering};
+    use std::{
+        net::TcpListener,
+        sync::{Mutex, atomic::AtomicUsize, atomic::Ordering},
+    };
 
     use super::*;
 
@@ -277,6 +319,46 @@ mod tests {
             *device.plugged.lock().unwrap() = "transport_id:2".to_owned();
             keeper.wait(Duration::ZERO);
             assert!(keeper.next <= Instant::now() && keeper.delay.is_zero());
+        }
+    }
+
+    #[test]
+    fn a_source_that_hangs_up_at_once_is_left_alone_ever_longer_until_a_connection_lasts() {
+        let (mut pause, now) = (Pause::default(), Instant::now());
+        assert!(pause.left(now).is_zero());
+        for most in [250, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000] {
+            pause.ended(Duration::from_millis(10), now);
+            let (left, most) = (pause.left(now), Duration::from_millis(most));
+            assert!(left >= most / 2 && left <= most, "{left:?} of {most:?}");
+            assert!(pause.left(now + most).is_zero());
+        }
+        pause.ended(BRIEF, now);
+        assert!(pause.left(now).is_zero());
+        pause.ended(Duration::ZERO, now);
+        assert!(pause.left(now) <= FIRST_PAUSE);
+    }
+
+    #[test]
+    fn an_agent_that_hangs_up_at_once_is_not_connected_to_during_the_pause() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address: Address = format!("ws://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        // It ends with the tests' process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                drop(tungstenite::accept(stream.unwrap()));
+            }
+        });
+        let mut stream = Stream::new(&address, None);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !matches!(stream.receive(), Incoming::Down(_)) {
+            assert!(Instant::now() < deadline);
+        }
+        assert!(stream.pause.until.is_some());
+        stream.pause.until = Some(deadline + LONGEST_PAUSE);
+        assert!(matches!(stream.receive(), Incoming::Nothing));
+        stream.pause.until = None;
+        while !matches!(stream.receive(), Incoming::Connected) {
+            assert!(Instant::now() < deadline);
         }
     }
 

@@ -130,7 +130,7 @@ fn refused_with(code: i32, sources: &[(&str, &str)], to: &str) -> Result<String>
 #[test]
 fn what_is_captured_is_stored_as_it_came_with_headers_that_tell_what_it_is() -> Result<()> {
     let mut scene = Scene::set()?;
-    let mut relay = scene.relay()?;
+    let relay = scene.relay()?;
     for side in [Side::Client, Side::Server] {
         scene.driver.write(side, 50_000, 7)?;
     }
@@ -155,8 +155,20 @@ fn what_is_captured_is_stored_as_it_came_with_headers_that_tell_what_it_is() -> 
         }
     }
     ensure!(events >= 4 && stored.iter().any(|message| message.subject.ends_with(".heartbeat")));
-    relay.signal(Signal::SIGTERM)?;
-    ensure!(relay.wait()?.success());
+    ends_by(relay, Signal::SIGTERM)?;
+    ends_by(scene.relay()?, Signal::SIGINT)
+}
+
+/// Whether a relay ends well by a signal, and says so last.
+fn ends_by(mut relay: Process, signal: Signal) -> Result<()> {
+    relay.signal(signal)?;
+    let status = relay.wait()?;
+    let said = relay.stderr.to_the_end()?;
+    let last = said.last().context("it said nothing")?;
+    ensure!(
+        status.success() && last.ends_with(&format!("plaintap relay: ends signal={signal}")),
+        "{status}: {said:?}"
+    );
     Ok(())
 }
 

@@ -153,6 +153,15 @@ fn the_users_of_the_documentation_may_relay_and_read_and_no_more() -> Result<()>
     let other = Process::start(&mut command(&[("dev-2", &second.url)], &reads)?)?;
     let (_, line) = other.stderr.wait_for(0, "a refusal", |line| line.contains("device=dev-2 "))?;
     ensure!(line.contains("can't read back device=dev-2"), "{line}");
+    names(&line, "$JS.API.STREAM.MSG.GET.PLAINTAP")?;
+    // Nor who relays read.
+    let mut watch = Process::start(
+        Command::new(need::binary("plaintap")?).arg("watch").arg(format!("{relays}/?device=dev-1")),
+    )?;
+    ensure!(watch.wait()?.code() == Some(1), "{:?}", watch.stderr.all());
+    let said = watch.stderr.to_the_end()?;
+    ensure!(said.len() == 1 && said[0].contains("can't read the stream PLAINTAP: "), "{said:?}");
+    names(&said[0], "$JS.API.CONSUMER.CREATE.PLAINTAP")?;
     scene.nats.user = ("relay", "one");
     scene.load(3)?;
     let stored = scene.is_stored()?;
@@ -160,14 +169,45 @@ fn the_users_of_the_documentation_may_relay_and_read_and_no_more() -> Result<()>
 
     // Where the stream is there already, this is enough.
     drop((relay, other));
-    scene.nats.kill()?;
     let narrow = r#""$JS.API.STREAM.INFO.PLAINTAP", "$JS.API.STREAM.MSG.GET.PLAINTAP""#;
-    fs::write(&config, documented()?.replace(r#""$JS.API.STREAM.>""#, narrow))?;
-    scene.nats.start_again()?;
+    restart_with(&mut scene.nats, &config, &documented()?.replace(r#""$JS.API.STREAM.>""#, narrow))?;
     let relay = Process::start(&mut command(&source, &relays)?)?;
     relay.stderr.wait_for(0, "it to go on", |line| {
         line.contains("goes on device=dev-1 run=\"") && !line.contains("seq=0")
     })?;
+    drop(relay);
+
+    // Who may not store is told so, and tries again.
+    let no_writing = documented()?.replace(r#""plaintap.>", "#, "");
+    restart_with(&mut scene.nats, &config, &no_writing)?;
+    let relay = Process::start(&mut command(&source, &relays)?)?;
+    scene.load(3)?;
+    let (_, line) = relay.stderr.wait_for(0, "it to wait", |line| line.contains("waits device=dev-1"))?;
+    names(&line, "plaintap.dev-1.")?;
+    drop(relay);
+
+    // Without leave to hear answers nothing can be asked.
+    let no_answers = documented()?.replace(r#"subscribe: ["_INBOX.>"]"#, r#"subscribe: ["other"]"#);
+    restart_with(&mut scene.nats, &config, &no_answers)?;
+    let mut relay = Process::start(&mut command(&source, &relays)?)?;
+    ensure!(relay.wait()?.code() == Some(1), "{:?}", relay.stderr.all());
+    let said = relay.stderr.to_the_end()?;
+    let last = said.last().context("it said nothing")?;
+    ensure!(last.contains("not let this user subscribe to _INBOX."), "{said:?}");
+    Ok(())
+}
+
+fn restart_with(nats: &mut Nats, config: &Path, text: &str) -> Result<()> {
+    nats.kill()?;
+    fs::write(config, text)?;
+    nats.start_again()
+}
+
+/// Whether a line says what is not permitted, once, and where the documentation is.
+fn names(line: &str, subject: &str) -> Result<()> {
+    let words = ["permission denied", &format!("not let this user publish to {subject}"), "docs/fleet.md"];
+    let missing: Vec<&&str> = words.iter().filter(|words| line.matches(**words).count() != 1).collect();
+    ensure!(missing.is_empty() && !line.contains("timed out"), "{missing:?}: {line}");
     Ok(())
 }
 
