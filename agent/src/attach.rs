@@ -40,6 +40,9 @@ use crate::{
 /// How long the serving half may take to see its clients off.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// Between two lines about probes that are still to be taken off.
+const TELL: Duration = Duration::from_secs(2);
+
 /// Runs until a signal of `signals`, which must be blocked, or until the serving half `child` ends.
 pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) -> Result<(), Error> {
     let signals = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
@@ -47,11 +50,15 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
     let link = std::sync::Arc::new(link);
     let sink = std::sync::Arc::clone(&link);
     crate::log::start(args.log_level.0, Box::new(move |line| sink.log(line)));
-    let (mut half, finder, hooked) = Half::start(args, sizes, &link)?;
-    half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
-    link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
-    // Clients may connect: those that do so before the serving half is there are kept waiting by the kernel.
-    notify::tell("READY=1");
+    let is_to_end = is_to_end()?;
+    let (mut half, finder, hooked) = Half::start(args, sizes, &link, &is_to_end)?;
+    // What has come to its end already serves nobody.
+    if !is_to_end()? {
+        half.changes = finder.map(watch::start).transpose().map_err(Error::system("start a thread"))?;
+        link.ready(hooked, half.capture.ring()?, half.capture.counters()?, half.capture.tails()?)?;
+        // Clients may connect: those that do so before the serving half is there are kept waiting by the kernel.
+        notify::tell("READY=1");
+    }
     let stopped_by_signal = loop {
         let mut fds = vec![signals.as_fd(), link.as_fd()];
         fds.extend(half.changes.as_ref().map(AsFd::as_fd));
@@ -66,11 +73,6 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
                 Ok(Some(signal)) if signal.ssi_signo == Signal::SIGHUP as u32 => half.reload(),
                 Ok(Some(signal)) => {
                     log::info!("ending: {}", signal_name(signal.ssi_signo));
-                    match half.targets.attached() {
-                        0 => {}
-                        // A tenth of a second for each probe, and many times that on a busy machine.
-                        targets => log::info!("taking probes off libraries={targets}"),
-                    }
                     notify::tell("STOPPING=1");
                     break true;
                 }
@@ -100,6 +102,9 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         }
         let _ = kill(child, Signal::SIGKILL);
         let _ = waitpid(child, None);
+        half.take_off();
+        drop(half);
+        log::info!("ended");
         return Ok(());
     }
     match waitpid(child, None).map_err(Error::system("wait for the serving half"))? {
@@ -107,6 +112,14 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
         WaitStatus::Signaled(_, signal, _) => Err(Error::HalfGone(format!("killed by {signal}"))),
         status => Err(Error::HalfGone(format!("{status:?}"))),
     }
+}
+
+/// What tells whether one of the signals that end us, which must be blocked, has come. It is not taken.
+fn is_to_end() -> Result<impl Fn() -> Result<bool, Error>, Error> {
+    let ending = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    let ending =
+        SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC).map_err(Error::system("wait for signals"))?;
+    Ok(move || Ok(wait(&[ending.as_fd()], Some(Instant::now()))?[0]))
 }
 
 /// What this half keeps.
@@ -129,7 +142,14 @@ struct Half<'a> {
 impl<'a> Half<'a> {
     /// Loads the programs and attaches them to all that is to be watched from the start. What will find more, unless nobody is to be
     /// captured for, comes along, and whether connections' addresses come with their events.
-    fn start(args: &'a Args, sizes: Sizes, link: &'a Link) -> Result<(Self, Option<Finder>, bool), Error> {
+    ///
+    /// Once `is_to_end` says so, nothing more is attached.
+    fn start(
+        args: &'a Args,
+        sizes: Sizes,
+        link: &'a Link,
+        is_to_end: &impl Fn() -> Result<bool, Error>,
+    ) -> Result<(Self, Option<Finder>, bool), Error> {
         let (found, finder) = find(args)?;
         let filters = Filters::new(args)?;
         let mut capture = Capture::load(sizes, &filters)?;
@@ -160,6 +180,9 @@ impl<'a> Half<'a> {
         found.into_iter().for_each(|change| half.targets.push(change));
         let mut failed = None;
         while !half.targets.is_idle() {
+            if is_to_end()? {
+                return Ok((half, None, hooked));
+            }
             if let Err(error) = half.targets.step(&mut half.capture) {
                 // What a person named must work; of what a scan found, whatever works is welcome.
                 if !args.library.is_empty() {
@@ -187,11 +210,16 @@ impl<'a> Half<'a> {
             self.filters = filters;
             log::set_max_level(args.log_level.0);
             self.link.log_level(args.log_level.0 as u32)?;
+            log::info!("filters, --snaplen and --log-level were read again");
+            match &self.args.fixed_differences(&args)[..] {
+                [] => {}
+                flags => log::warn!("changed, and waits for a restart: {}", flags.join(" ")),
+            }
             Ok::<(), Error>(())
         };
         // What was wrong changes nothing.
         match changed() {
-            Ok(()) => log::info!("filters and log level were read again"),
+            Ok(()) => {}
             Err(error) => log::error!("nothing was changed: {}", chain(&error)),
         }
     }
@@ -272,6 +300,21 @@ impl<'a> Half<'a> {
         found.into_iter().for_each(|change| self.targets.push(change));
         self.changes = Some(watch::start(finder).map_err(Error::system("start a thread"))?);
         Ok(())
+    }
+
+    /// Takes everything off, one probe a step, and says how far it is: it takes the kernel a tenth of a second for each probe, and
+    /// many times that on a busy machine.
+    fn take_off(&mut self) {
+        self.targets.clear();
+        let mut next_tell = Instant::now();
+        while !self.targets.is_idle() {
+            if Instant::now() >= next_tell {
+                log::info!("taking probes off left={}", self.targets.probes_left());
+                next_tell = Instant::now() + TELL;
+            }
+            // Of what is not to be attached any more, no step fails.
+            let _ = self.targets.step(&mut self.capture);
+        }
     }
 
     /// Captures nothing more, at once, takes everything off and overwrites the ring, in steps that follow. What was kept is

@@ -40,6 +40,11 @@ pub struct Account {
 }
 
 impl Account {
+    /// Whether it is root, so that to become it gives up capabilities and nothing else.
+    pub fn is_root(self) -> bool {
+        self.uid == 0
+    }
+
     /// The user that `name` says, a name or a number; without one, who matters least.
     pub fn find(name: Option<&str>) -> Result<Self, String> {
         let Some(name) = name else {
@@ -112,6 +117,8 @@ mod tests {
     #[test]
     fn accounts_are_found_by_name_and_number() {
         assert_eq!(Account::find(Some("root")), Ok(Account { uid: 0, gid: 0 }));
+        assert!(Account::find(Some("0")).is_ok_and(Account::is_root));
+        assert!(!Account::find(None).is_ok_and(Account::is_root));
         assert_eq!(Account::find(Some("4000000")), Ok(Account { uid: 4_000_000, gid: 4_000_000 }));
         assert_eq!(Account::find(None), Ok(Account { uid: NOBODY, gid: NOBODY }));
         let error = Account::find(Some("no such user")).unwrap_err();

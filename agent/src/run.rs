@@ -262,7 +262,10 @@ type Secrets = (Option<Token>, Option<Tls>);
 pub fn guarded(places: &[&Place], guards: Guards<'_>) -> Result<Secrets, Error> {
     let token = guards.token.map(Token::read).transpose()?;
     let has_tls = places.iter().any(|place| matches!(place, Place::Tls(_)));
-    let tls = has_tls.then(|| Tls::load(guards.tls)).transpose()?;
+    let tls = match has_tls {
+        true => Some(Tls::load(guards.tls)?),
+        false => guards.tls.unused().map(|()| None)?,
+    };
     match places.iter().find(|place| !place.is_local() && token.is_none()) {
         Some(place) => Err(Error::NeedsToken((*place).clone())),
         None => Ok((token, tls)),
@@ -271,7 +274,10 @@ pub fn guarded(places: &[&Place], guards: Guards<'_>) -> Result<Secrets, Error> 
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::server::tls;
 
     #[test]
     fn an_error_is_one_line_with_its_causes_and_no_more_than_that() {
@@ -282,6 +288,25 @@ mod tests {
             text.ends_with("verifier's log") && text.chars().count() < 800 && !text.contains('\n'),
             "{text}"
         );
+    }
+
+    #[test]
+    fn files_for_tls_without_a_place_for_it_are_refused_with_2() {
+        let file = Path::new("/no/such.pem");
+        let none = tls::Files { certificate: None, key: None, client_ca: None };
+        for (flag, tls) in [
+            ("--tls-cert", tls::Files { certificate: Some(file), ..none }),
+            ("--tls-key", tls::Files { key: Some(file), ..none }),
+            ("--tls-client-ca", tls::Files { client_ca: Some(file), ..none }),
+        ] {
+            let error = guarded(&[&Place::default()], Guards { token: None, tls }).unwrap_err();
+            let why = if cfg!(feature = "tls") { "wss://" } else { "--features tls" };
+            assert!(error.to_string().contains(flag) && error.to_string().contains(why), "{error}");
+            assert_eq!(error.exit_code(), 2);
+            let wss = "wss://127.0.0.1:1/".parse().unwrap();
+            assert!(guarded(&[&wss], Guards { token: None, tls }).is_err());
+        }
+        assert!(guarded(&[&Place::default()], Guards { token: None, tls: none }).is_ok());
     }
 
     #[test]

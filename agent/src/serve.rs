@@ -12,7 +12,7 @@ use std::{
 
 use aya::maps::{Map, MapData, RingBuf};
 use event_listener::Event;
-use nix::errno::Errno;
+use nix::{errno::Errno, unistd::geteuid};
 use smol::{Async, LocalExecutor, Timer, channel, future};
 
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
     notify,
     privileges::{self, Account},
     run::Error,
-    server::{Gate, Server, Tls},
+    server::{Gate, Leave, Server, Tls},
     stream::Stream,
 };
 
@@ -76,6 +76,12 @@ pub fn run(
     );
     // What is to be mapped is mapped; before 5.12 that took a capability.
     privileges::drop_all(account).map_err(Error::system("give up privileges"))?;
+    if geteuid().is_root() {
+        log::warn!(
+            "clients are served by root, as --user {} says: without a capability, but with all that root's files allow",
+            args.user.as_deref().unwrap_or_default()
+        );
+    }
     let server = Server::new(stream, counters, gate, tls, args);
     let executor = Rc::new(LocalExecutor::new());
     let main = async {
@@ -115,7 +121,12 @@ pub fn run(
             }
         };
         let follow = future::or(follow(&link, &server, &flow, &forget), alive);
-        future::or(drain.run(), future::or(follow, demand)).await?;
+        let leave = future::or(drain.run(), future::or(follow, demand)).await?;
+        if matches!(leave, Leave::HalfGone) {
+            log::error!("the half of plaintapd that captures ended without a word: nothing more is captured");
+            // Clients are to have that line too.
+            future::yield_now().await;
+        }
         // The probes are gone; this is the last of what they sent.
         while drain.slice() {}
         drain.tell_tails();
@@ -123,7 +134,7 @@ pub fn run(
             drain.tell_tails();
         }
         server.wake();
-        server.stop().await;
+        server.stop(leave).await;
         Ok(())
     };
     let ended = smol::block_on(executor.run(main));
@@ -154,8 +165,8 @@ async fn keep_log(server: Rc<Server>, lines: channel::Receiver<String>) {
     }
 }
 
-/// Takes in what the attaching half says, until it says stop or is gone.
-async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>, forget: &Forget) -> Result<(), Error> {
+/// Takes in what the attaching half says, until it says stop or is gone; tells which.
+async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>, forget: &Forget) -> Result<Leave, Error> {
     let ready = Async::new_nonblocking(link.as_fd()).map_err(Error::system("watch the other half"))?;
     loop {
         match link.try_receive() {
@@ -172,7 +183,8 @@ async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>, forget: &For
                 forget.due.set(true);
                 forget.told.notify(usize::MAX);
             }
-            Ok(Some(Message::Stop) | None) => return Ok(()),
+            Ok(Some(Message::Stop)) => return Ok(Leave::Ending),
+            Ok(None) => return Ok(Leave::HalfGone),
             // What this half says itself.
             Ok(Some(_)) => {}
             Err(link::Error::System(Errno::EAGAIN)) => {
@@ -184,7 +196,7 @@ async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>, forget: &For
 }
 
 /// Has the other half capture while somebody is connected, and for `linger` after.
-async fn demand(link: &Link, server: &Server, linger: Duration) -> Result<(), Error> {
+async fn demand(link: &Link, server: &Server, linger: Duration) -> Result<Leave, Error> {
     loop {
         server.has_clients(true).await;
         link.wanted(true)?;
@@ -249,7 +261,7 @@ const TELL: Duration = Duration::from_secs(1);
 
 impl Drain<'_> {
     /// Drains the ring whenever there is something in it, for ever.
-    async fn run(&mut self) -> Result<(), Error> {
+    async fn run(&mut self) -> Result<Leave, Error> {
         let fd = self.ring.as_fd().try_clone_to_owned().map_err(Error::system("watch the ring buffer"))?;
         // epoll alone decides when to read; the descriptor itself is never read from.
         let ready = Async::new_nonblocking(fd).map_err(Error::system("watch the ring buffer"))?;

@@ -14,6 +14,7 @@ use argh::FromArgs;
 use crate::{
     discover::{Options, offsets::Offsets},
     listen::Place,
+    memory::Sizes,
     server::tls,
 };
 
@@ -199,6 +200,7 @@ fn options(exclude: &[String], no_inferred: bool, offsets: Option<&Offsets>) -> 
     note = "Each line is ok, warning or failure, and says what to do. The exit code is that of the first failure, as if
 plaintapd had been started.",
     error_code(0, "no failure"),
+    error_code(1, "failed while running, or the report's file is there already"),
     error_code(2, "wrong usage"),
     error_code(3, "not permitted"),
     error_code(4, "the kernel lacks something"),
@@ -236,6 +238,41 @@ impl Args {
     /// How long it stays ready after the last client left, where nothing is in place without one.
     pub fn linger(&self) -> Duration {
         Duration::from_secs(self.linger.map_or(60, |Seconds(seconds)| seconds.into()))
+    }
+
+    /// The flags whose values are others in `new`, which can't be changed while we run.
+    pub fn fixed_differences(&self, new: &Self) -> Vec<&'static str> {
+        let sizes = |args: &Self| {
+            let Sizes { ring, journal, .. } = Sizes::USUAL;
+            (args.ring_size.unwrap_or(RingSize(ring)), args.journal_size.unwrap_or(Size(journal)))
+        };
+        let ((ring, journal), (new_ring, new_journal)) = (sizes(self), sizes(new));
+        let places = |args: &Self| match args.ecaptureq[..] {
+            [] => vec![Place::default()],
+            _ => args.ecaptureq.clone(),
+        };
+        let differences = [
+            ("--ecaptureq", places(self) != places(new)),
+            ("--allow-uid", self.allow_uid != new.allow_uid),
+            ("--token-file", self.token_file != new.token_file),
+            ("--tls-cert", self.tls_cert != new.tls_cert),
+            ("--tls-key", self.tls_key != new.tls_key),
+            ("--tls-client-ca", self.tls_client_ca != new.tls_client_ca),
+            ("--max-clients", self.max_clients != new.max_clients),
+            ("--user", self.user != new.user),
+            ("--library", self.library != new.library),
+            ("--no-scan", self.no_scan != new.no_scan),
+            ("--exclude", self.exclude != new.exclude),
+            ("--no-inferred", self.no_inferred != new.no_inferred),
+            ("--offsets", self.offsets != new.offsets),
+            ("--memory-limit", self.memory_limit != new.memory_limit),
+            ("--journal-size", journal != new_journal),
+            ("--slow-client", self.slow_client != new.slow_client),
+            ("--ring-size", ring != new_ring),
+            ("--on-demand", self.on_demand != new.on_demand),
+            ("--linger", self.linger() != new.linger()),
+        ];
+        differences.into_iter().filter(|(_, differs)| *differs).map(|(flag, _)| flag).collect()
     }
 
     /// What is to keep strangers out.
@@ -289,8 +326,17 @@ pub enum Parsed {
 
 /// A command line that makes no sense.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} (see plaintapd --help)")]
-pub struct UsageError(String);
+#[error("{why} (see {command} --help)")]
+pub struct UsageError {
+    why: String,
+    /// What was to be run, as it is typed.
+    command: String,
+}
+
+/// Of `plaintapd` itself, not of one of its commands.
+fn wrong(why: impl Into<String>) -> UsageError {
+    UsageError { why: why.into(), command: "plaintapd".to_owned() }
+}
 
 /// Reads the command line, without the program's own name, and the file that its --config names.
 pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
@@ -306,16 +352,25 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
         Parsed::Run(args) => args.config.clone(),
         _ => None,
     };
-    let Some(path) = &path else { return Ok(parsed) };
+    let Some(path) = &path else { return checked(parsed) };
     // What stands on the command line comes last, and so wins where a flag is given once.
     let mut with_config = from_file(path)?;
-    if with_config.iter().any(|arg| arg == "--config") {
-        return Err(UsageError(format!("{}: --config can't stand in a config file", path.display())));
-    }
     let once: Vec<String> = all.iter().filter(|arg| ONCE.contains(&arg.as_str())).cloned().collect();
     drop_flags(&mut with_config, &once);
     with_config.extend(all);
-    parse_flags(&with_config).map_err(|UsageError(why)| UsageError(format!("with {}: {why}", path.display())))
+    let named =
+        |error: UsageError| UsageError { why: format!("with {}: {}", path.display(), error.why), ..error };
+    parse_flags(&with_config).and_then(checked).map_err(named)
+}
+
+/// Refuses flags that do nothing without another.
+fn checked(parsed: Parsed) -> Result<Parsed, UsageError> {
+    match &parsed {
+        Parsed::Run(args) if args.linger.is_some() && !args.on_demand => {
+            Err(wrong("--linger is for --on-demand, which is not there"))
+        }
+        _ => Ok(parsed),
+    }
 }
 
 /// Flags that are given once: the command line's stands before the file's.
@@ -355,21 +410,48 @@ fn drop_flags(args: &mut Vec<String>, flags: &[String]) {
 /// The largest config file, in bytes.
 const MOST_CONFIG: u64 = 1 << 20;
 
-/// The flags of a config file, one a line.
+/// The flags of a config file, one a line; each line makes sense by itself.
 fn from_file(path: &Path) -> Result<Vec<String>, UsageError> {
-    let failed = |error| UsageError(format!("can't read --config {}: {error}", path.display()));
+    let failed = |error| wrong(format!("can't read --config {}: {error}", path.display()));
     let mut text = String::new();
     let mut file = File::open(path).map_err(failed)?.take(MOST_CONFIG + 1);
     if file.read_to_string(&mut text).map_err(failed)? as u64 > MOST_CONFIG {
-        return Err(UsageError(format!("--config {} is larger than 1 MiB", path.display())));
+        return Err(wrong(format!("--config {} is larger than 1 MiB", path.display())));
     }
-    let lines = text.lines().map(without_comment).filter(|line| !line.is_empty());
-    Ok(lines
-        .flat_map(|line| match line.split_once(|char: char| char == '=' || char.is_whitespace()) {
-            Some((flag, value)) => vec![flag.to_owned(), value.trim().to_owned()],
-            None => vec![line.to_owned()],
-        })
-        .collect())
+    let (mut all, mut once) = (Vec::new(), Vec::new());
+    for (number, line) in (1..).zip(text.lines().map(without_comment)) {
+        if !line.is_empty() {
+            let words = words_of(line, number, &mut once);
+            all.extend(words.map_err(|why| wrong(format!("{} line {number}: {why}", path.display())))?);
+        }
+    }
+    Ok(all)
+}
+
+/// The flag of line `number` of a config file, and its value. `once` are the flags that can be given once, and their lines so far.
+fn words_of(line: &str, number: u32, once: &mut Vec<(String, u32)>) -> Result<Vec<String>, String> {
+    let (flag, value) = match line.split_once(|char: char| char == '=' || char.is_whitespace()) {
+        Some((flag, value)) => (flag, Some(value.trim())),
+        None => (line, None),
+    };
+    match flag {
+        "--config" | "--help" | "--version" => return Err(format!("{flag} can't stand in a config file")),
+        _ if flag.len() > 2 && flag.starts_with("--") => {}
+        _ => return Err(format!("{flag:?} is no flag, as --pid 4242")),
+    }
+    if let Some((_, first)) = once.iter().find(|(known, _)| known == flag) {
+        return Err(format!("{flag} is given twice, first in line {first}, and can be given once"));
+    }
+    let words: Vec<String> = [flag].into_iter().chain(value).map(str::to_owned).collect();
+    match parse_flags(&words) {
+        Ok(Parsed::Run(_)) => {}
+        Err(error) if value.is_none() || parse_flags(&words[..1]).is_err() => return Err(error.why),
+        _ => return Err(format!("{flag} takes no value")),
+    }
+    if ONCE.contains(&flag) {
+        once.push((flag.to_owned(), number));
+    }
+    Ok(words)
 }
 
 /// What a line says before its comment. A `#` inside a word, as in a path, begins none.
@@ -382,13 +464,7 @@ fn without_comment(line: &str) -> &str {
 fn parse_flags(args: &[String]) -> Result<Parsed, UsageError> {
     let version = || Parsed::Print(format!("plaintapd {}\n", env!("CARGO_PKG_VERSION")));
     let run = |args: Args| if args.version { version() } else { Parsed::Run(args.into()) };
-    let parsed = parsed(&["plaintapd"], args, run)?;
-    match &parsed {
-        Parsed::Run(args) if args.linger.is_some() && !args.on_demand => {
-            Err(UsageError("--linger is for --on-demand, which is not there".to_owned()))
-        }
-        _ => Ok(parsed),
-    }
+    parsed(&["plaintapd"], args, run)
 }
 
 fn parse_command<T: FromArgs>(
@@ -421,8 +497,19 @@ fn parsed<T: FromArgs>(
         Err(exit) => {
             let lines: Vec<&str> =
                 exit.output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-            Err(UsageError(lines.join(" ")))
+            Err(UsageError { why: plainly(&lines.join(" ")), command: name.join(" ") })
         }
+    }
+}
+
+/// What argh says, but where its words are those of programmers.
+fn plainly(text: &str) -> String {
+    let flag = text.strip_prefix("Error parsing option '").and_then(|rest| rest.split_once("' with value '"));
+    match flag {
+        Some((flag, rest)) if rest.ends_with("': duplicate values provided") => {
+            format!("{flag} is given twice, and can be given once")
+        }
+        _ => text.to_owned(),
     }
 }
 
@@ -486,7 +573,17 @@ mod tests {
         assert_eq!(args.uid[0].value, Uids { first: 5, last: 9 });
         assert_eq!(args.uid[1].value, Uids { first: 3, last: 3 });
         assert_eq!(args.comm, [Chosen { value: "a b".to_owned(), choice: choice::EXCLUDE }]);
-        for wrong in ["--pid=!", "--pid=", "--pid=-1", "--uid=9-5", "--uid=a", "--comm=", "--snaplen=0"] {
+        for wrong in [
+            "--pid=!",
+            "--pid=",
+            "--pid=0",
+            "--pid=!0",
+            "--pid=-1",
+            "--uid=9-5",
+            "--uid=a",
+            "--comm=",
+            "--snaplen=0",
+        ] {
             assert!(parsed(&[wrong]).is_err(), "{wrong}");
         }
     }
@@ -495,6 +592,7 @@ mod tests {
     fn what_is_wrong_with_a_flag_is_said() {
         for (line, why) in [
             ("--pid !abc", "\"abc\" is no process id, as 4242"),
+            ("--pid 0", "\"0\" is no process id, as 4242"),
             ("--log-level loud", "\"loud\" is none of error, warn"),
             ("--on-demand --linger 1m", "\"1m\" is no number of seconds"),
             ("--linger 30", "is for --on-demand"),
@@ -575,7 +673,94 @@ mod tests {
         assert!(error.contains(path) && error.contains("larger than 1 MiB"), "{error}");
     }
 
+    #[test]
+    fn a_config_files_error_names_its_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        for (lines, number, why) in [
+            ("# mine\n\n--pid 7\n--snaplen", 4, "No value provided for option '--snaplen'"),
+            ("comm=curl\n", 1, "\"comm\" is no flag, as --pid 4242"),
+            ("--\n", 1, "\"--\" is no flag"),
+            ("--pid 7\n--nonsense 1 # yet\n", 2, "Unrecognized argument: --nonsense"),
+            ("--no-scan yes\n", 1, "--no-scan takes no value"),
+            ("--no-scan help\n", 1, "--no-scan takes no value"),
+            ("--pid 7\n--pid x\n", 2, "\"x\" is no process id"),
+            ("--config x\n", 1, "--config can't stand in a config file"),
+            ("--help\n", 1, "--help can't stand in a config file"),
+            ("--snaplen 5\n--pid 7\n--snaplen=5\n", 3, "--snaplen is given twice, first in line 1"),
+        ] {
+            std::fs::write(&file, lines).unwrap();
+            let error =
+                parsed(&["--config", path, "--ecaptureq", "ws://127.0.0.1:0/"]).unwrap_err().to_string();
+            let place = format!("{path} line {number}: ");
+            assert!(error.starts_with(&place) && error.contains(why), "{lines}: {error}");
+        }
+        std::fs::write(&file, "--on-demand\n").unwrap();
+        assert!(matches!(parsed(&["--linger=5", "--config", path]), Ok(Parsed::Run(args)) if args.on_demand));
+    }
+
+    #[test]
+    fn a_flag_that_is_there_twice_is_named_in_plain_words() {
+        for line in ["--log-level info --log-level warn", "doctor --token-file a --token-file b"] {
+            let words: Vec<&str> = line.split(' ').collect();
+            let error = parsed(&words).unwrap_err().to_string();
+            let flag = words[words.len() - 2];
+            assert!(error.starts_with(&format!("{flag} is given twice, and can be given once (")), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_help_of_its_command() {
+        for (line, help) in [
+            ("--nonsense", "(see plaintapd --help)"),
+            ("run --nonsense", "(see plaintapd --help)"),
+            ("list --nonsense", "(see plaintapd list --help)"),
+            ("doctor --nonsense", "(see plaintapd doctor --help)"),
+        ] {
+            let error = parsed(&line.split(' ').collect::<Vec<_>>()).unwrap_err().to_string();
+            assert!(error.ends_with(help), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_doctors_help_has_all_of_its_exit_codes() {
+        let Ok(Parsed::Print(text)) = parsed(&["doctor", "--help"]) else { panic!("no help") };
+        for code in 0..=6 {
+            assert!(text.contains(&format!("\n  {code} ")), "{code}: {text}");
+        }
+    }
+
+    #[test]
+    fn flags_that_wait_for_a_restart_are_those_whose_values_differ() {
+        let run = |line: &str| match parsed(&line.split_whitespace().collect::<Vec<_>>()) {
+            Ok(Parsed::Run(args)) => args,
+            other => panic!("{line}: {other:?}"),
+        };
+        let running = run("--pid 7 --library /a");
+        // These are taken over, or say what holds anyway.
+        let same = "--library /a --pid 8 --snaplen 5 --log-level warn --ring-size 4M --journal-size 8M \
+                    --ecaptureq ws://127.0.0.1:28257/";
+        assert_eq!(running.fixed_differences(&run(same)), [""; 0]);
+        let other = run(
+            "--ring-size 8M --library /b --ecaptureq ws://127.0.0.1:1/ --on-demand --linger 5 --user root --allow-uid 5",
+        );
+        assert_eq!(
+            running.fixed_differences(&other),
+            ["--ecaptureq", "--allow-uid", "--user", "--library", "--ring-size", "--on-demand", "--linger"]
+        );
+    }
+
     proptest::proptest! {
+        #[test]
+        fn any_config_file_has_an_answer_that_names_it(lines in "(-?-?[a-z-]{0,10}[ =]?[!-~é]{0,6}\\PC?\n?){0,8}") {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(&file, lines).unwrap();
+            let path = file.path().to_str().unwrap();
+            if let Err(error) = parsed(&["--config", path]) {
+                proptest::prop_assert!(error.to_string().contains(path), "{error}");
+            }
+        }
+
         #[test]
         fn any_command_line_has_an_answer(args: Vec<String>) {
             let _ = parse(args.into_iter().filter(|arg| !arg.contains("config")));

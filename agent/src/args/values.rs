@@ -36,7 +36,11 @@ impl FromStr for Pid {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|_| format!("{text:?} is no process id, as 4242"))
+        // 0 is the kernel's own idle task, which no process has.
+        match text.parse() {
+            Ok(pid) if pid > 0 => Ok(Self(pid)),
+            _ => Err(format!("{text:?} is no process id, as 4242")),
+        }
     }
 }
 

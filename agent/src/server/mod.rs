@@ -48,6 +48,15 @@ const NOTES_PER_SECOND: u32 = 8;
 /// How long a client may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Why all clients are taken leave of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// The program ends, as it was asked to.
+    Ending,
+    /// The half that captures is gone, and did not say that it would be.
+    HalfGone,
+}
+
 /// The server's state.
 pub struct Server {
     /// What clients are sent.
@@ -56,7 +65,7 @@ pub struct Server {
     changed: Event,
     /// Somebody came or left.
     crowd: Event,
-    stopping: Cell<bool>,
+    leaving: Cell<Option<Leave>>,
     clients: Cell<u32>,
     /// Connections that have not finished their handshake.
     handshakes: Places,
@@ -95,7 +104,7 @@ impl Server {
             counters,
             changed: Event::new(),
             crowd: Event::new(),
-            stopping: Cell::new(false),
+            leaving: Cell::new(None),
             clients: Cell::new(0),
             handshakes: Places::default(),
             refusals: Places::default(),
@@ -117,9 +126,9 @@ impl Server {
         self.counters.losses()
     }
 
-    /// Takes leave of all clients, bounded in time.
-    pub async fn stop(&self) {
-        self.stopping.set(true);
+    /// Takes leave of all clients, bounded in time, and tells them why.
+    pub async fn stop(&self, why: Leave) {
+        self.leaving.set(Some(why));
         let all_gone = async {
             while self.clients.get() > 0 {
                 let listener = self.changed();

@@ -17,7 +17,7 @@ use tungstenite::{
 };
 
 use super::{
-    FAREWELL, Server,
+    FAREWELL, Leave, Server,
     progress::{self, Counted},
     query::{Query, Start},
     within,
@@ -41,7 +41,7 @@ pub enum End {
     /// The client left.
     Left,
     /// We are ending.
-    Stopping,
+    Stopping(Leave),
     /// The journal left the client behind, and it was not to go on.
     TooSlow {
         /// What it missed.
@@ -57,11 +57,20 @@ pub enum End {
     Failed(Error),
 }
 
+impl fmt::Display for Leave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ending => "plaintapd is ending",
+            Self::HalfGone => "the half of plaintapd that captures ended without a word",
+        })
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Left => f.write_str("it left"),
-            Self::Stopping => f.write_str("plaintapd is ending"),
+            Self::Stopping(leave) => write!(f, "{leave}"),
             Self::TooSlow { messages, bytes } => {
                 write!(f, "it was too slow missed_messages={messages} missed_bytes={bytes}")
             }
@@ -90,8 +99,13 @@ pub async fn run(
     let end = future::or(receive_all(&mut receiver), future::or(sending, stuck)).await;
     let (limit, frame) = match &end {
         End::Left | End::Failed(_) | End::Stuck => return end,
-        End::Stopping => {
-            (FAREWELL, CloseFrame { code: CloseCode::Away, reason: "plaintapd is ending".into() })
+        End::Stopping(leave) => {
+            // Who asked that clients be sent away knows of it; who did not is to know that something is wrong.
+            let code = match leave {
+                Leave::Ending => CloseCode::Away,
+                Leave::HalfGone => CloseCode::Error,
+            };
+            (FAREWELL, CloseFrame { code, reason: leave.to_string().into() })
         }
         End::TooSlow { messages, bytes } => {
             let reason = format!("too slow: missed_messages={messages} missed_bytes={bytes}");
@@ -242,8 +256,8 @@ async fn send_all(
             }
         }
         sender.flush().await?;
-        if server.stopping.get() {
-            return Ok(End::Stopping);
+        if let Some(leave) = server.leaving.get() {
+            return Ok(End::Stopping(leave));
         }
         let beat = async {
             Timer::at(next_heartbeat).await;

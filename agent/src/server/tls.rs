@@ -12,6 +12,16 @@ pub enum TlsError {
     /// It was left out.
     #[error("this build can't serve wss://; build plaintapd with --features tls, or listen at ws://")]
     NotBuilt,
+    /// Files were named for what was left out.
+    #[error(
+        "this build has no TLS, so that {0} does nothing; build plaintapd with --features tls, or leave it out"
+    )]
+    NotBuiltFor(&'static str),
+    /// Files were named, and there is nothing to use them for.
+    #[error(
+        "{0} is for wss:// places, and there is none; give --ecaptureq wss://ADDRESS:PORT/, or leave it out"
+    )]
+    NoPlace(&'static str),
     /// Something is missing.
     #[error("wss:// needs --tls-cert and --tls-key, PEM files of a certificate and its key")]
     NoCertificate,
@@ -39,6 +49,19 @@ pub struct Files<'a> {
     pub key: Option<&'a Path>,
     /// Whose certificates clients must have; none: they need none.
     pub client_ca: Option<&'a Path>,
+}
+
+impl Files<'_> {
+    /// An error where files were named that nothing will use, as none of the places is one of `wss://`.
+    pub fn unused(&self) -> Result<(), TlsError> {
+        let flags =
+            [("--tls-cert", self.certificate), ("--tls-key", self.key), ("--tls-client-ca", self.client_ca)];
+        match flags.into_iter().find(|(_, path)| path.is_some()) {
+            None => Ok(()),
+            Some((flag, _)) if cfg!(feature = "tls") => Err(TlsError::NoPlace(flag)),
+            Some((flag, _)) => Err(TlsError::NotBuiltFor(flag)),
+        }
+    }
 }
 
 #[cfg(not(feature = "tls"))]

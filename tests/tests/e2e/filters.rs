@@ -288,3 +288,14 @@ fn snaplen_keeps_the_first_bytes_of_each_call_and_is_no_loss() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_waits_for_a_restart_is_named() -> Result<()> {
+    let mut scene = Configured::start(|pids| format!("--pid {}", pids[0]))?;
+    let expected = "changed, and waits for a restart: --library --ring-size";
+    scene.change(|_| "--ring-size 8M\n--library /no/such.so\n--snaplen 10\n".into(), expected)?;
+    assert_eq!(scene.write(100)?, [vec![10, 10], vec![10, 10]]);
+    let said = scene.agent.log().all();
+    assert!(said.iter().any(|line| line.contains("filters, --snaplen and --log-level were read again")));
+    Ok(())
+}

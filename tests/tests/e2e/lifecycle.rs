@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -11,8 +12,9 @@ use plaintap_proto::Direction;
 use plaintap_tests::agent::{self, Agent};
 use plaintap_tests::conversation::{self, Half};
 use plaintap_tests::driver::{Driver, Side};
+use plaintap_tests::process::{self, Process};
 use plaintap_tests::stream::Client;
-use plaintap_tests::{BORINGSSL, PATIENCE, net, process, until};
+use plaintap_tests::{BORINGSSL, PATIENCE, need, net, until};
 use tempfile::TempDir;
 use tungstenite::protocol::frame::coding::CloseCode;
 
@@ -148,8 +150,19 @@ fn a_client_that_does_not_read_does_not_delay_the_end() -> Result<()> {
 fn killing_the_attaching_half_leaves_nothing_behind() -> Result<()> {
     let mut scene = Scene::set()?;
     let child = scene.agent.child()?;
+    let mut command = Command::new(need::binary("plaintap")?);
+    let mut watch = Process::start(command.args(["watch", "--no-reconnect", &scene.agent.url]))?;
+    scene.agent.log().wait_for(0, "the second client", |line| line.contains("clients=2"))?;
     process::send(scene.agent.parent(), Signal::SIGKILL)?;
     scene.agent.wait()?;
+    let reason = scene.client.wait_for_close()?.context("no reason")?;
+    assert_eq!(reason.code, CloseCode::Error, "{reason:?}");
+    ensure!(reason.reason.contains("the half of plaintapd that captures ended"), "{reason:?}");
+    scene.agent.log().wait_for(0, "a line about the end", |line| {
+        line.contains(" ERR ") && line.contains("the half of plaintapd that captures ended")
+    })?;
+    let status = watch.wait()?;
+    assert_eq!(status.code(), Some(1), "{status}: {:?}", watch.stderr.all());
     until("the serving half to end too", || Ok((!process::runs(child)).then_some(())))?;
     scene.nothing_is_left(child)
 }
@@ -162,6 +175,30 @@ fn killing_the_serving_half_leaves_nothing_behind() -> Result<()> {
     let status = scene.agent.wait()?;
     assert_eq!(status.code(), Some(1), "{status}: {:?}", scene.agent.log().all());
     scene.nothing_is_left(child)
+}
+
+#[test]
+fn a_signal_while_it_starts_ends_it_before_clients_can_connect() -> Result<()> {
+    need::root()?;
+    let folder = TempDir::with_prefix("plaintap-tests-")?;
+    let mut command = agent::plaintapd()?;
+    command.args(["--ecaptureq", "ws://127.0.0.1:0/"]);
+    for number in 0..12 {
+        let path = folder.path().join(format!("own-{number}.so"));
+        fs::copy(need::library(BORINGSSL)?, &path)?;
+        command.arg("--library").arg(path);
+    }
+    let mut agent = Process::start(&mut command)?;
+    agent.stderr.wait_for(0, "its first line", |line| line.contains("plaintapd version="))?;
+    agent.signal(Signal::SIGINT)?;
+    let status = agent.wait()?;
+    let lines = agent.stderr.to_the_end()?;
+    assert_eq!(status.code(), Some(0), "{status}: {lines:#?}");
+    let ending = lines.iter().position(|line| line.contains("ending: SIGINT")).context("no line says so")?;
+    ensure!(lines[ending..].iter().any(|line| line.contains("taking probes off left=")), "{lines:#?}");
+    ensure!(!lines[ending..].iter().any(|line| line.contains("listening")), "{lines:#?}");
+    ensure!(lines.last().is_some_and(|line| line.ends_with(" INF ended")), "{lines:#?}");
+    Ok(())
 }
 
 #[test]

@@ -65,6 +65,11 @@ fn a_wrong_url_is_refused_with_2() -> Result<()> {
         is_refused(&["--ecaptureq", url], 2, &[url])?;
         is_refused(&[&format!("--ecaptureq={url}")], 2, &[url])?;
     }
+    // Of no use without that.
+    for flag in ["--tls-cert", "--tls-key", "--tls-client-ca"] {
+        let arguments = ["--ecaptureq", "ws://127.0.0.1:0/", flag, "/no/such.pem"];
+        is_refused(&arguments, 2, &[flag, "--features tls"])?;
+    }
     // Right, but not in this build.
     is_refused(&["--ecaptureq", "wss://127.0.0.1:0/"], 2, &["--features tls"])?;
     Ok(())
@@ -75,8 +80,26 @@ fn a_wrong_flag_is_refused_with_2() -> Result<()> {
     is_refused(&["--no-such-flag"], 2, &["--no-such-flag"])?;
     is_refused(&["--ecaptureq"], 2, &["ecaptureq"])?;
     is_refused(&["--pid", "many"], 2, &["many"])?;
+    is_refused(&["--pid", "0"], 2, &["\"0\" is no process id"])?;
+    is_refused(&["--log-level", "info", "--log-level", "warn"], 2, &["--log-level is given twice"])?;
     is_refused(&["--log-level", "loud"], 2, &["loud"])?;
     is_refused(&["surplus"], 2, &["surplus"])?;
+    Ok(())
+}
+
+#[test]
+fn a_wrong_line_of_a_config_file_is_refused_with_2_and_numbered() -> Result<()> {
+    let folder = TempDir::with_prefix("plaintap-tests-")?;
+    let path = folder.path().join("plaintapd.conf");
+    let name = path.to_str().context("not UTF-8")?;
+    for (text, why) in [
+        ("--pid 7\n--snaplen", "line 2: No value provided for option '--snaplen'"),
+        ("comm=curl\n", "line 1: \"comm\" is no flag"),
+    ] {
+        fs::write(&path, text)?;
+        let wanted = format!("{name} {why}");
+        is_refused(&["--config", name, "--ecaptureq", "ws://127.0.0.1:0/"], 2, &[&wanted])?;
+    }
     Ok(())
 }
 

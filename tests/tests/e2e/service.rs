@@ -166,3 +166,14 @@ fn an_agent_whose_log_nobody_reads_captures_and_ends_all_the_same() -> Result<()
     let (reader, writer) = pipe()?;
     does_well_unread(reader, writer).context("on a pipe")
 }
+
+#[test]
+fn to_serve_clients_as_root_is_warned_of() -> Result<()> {
+    for (user, warns) in [("root", true), ("0", true), ("nobody", false)] {
+        let agent = Agent::start(&["--library", BORINGSSL, "--user", user])?;
+        let said = agent.log().all();
+        let warned = said.iter().any(|line| line.contains(" WRN clients are served by root"));
+        assert_eq!(warned, warns, "{user}: {said:#?}");
+    }
+    Ok(())
+}

@@ -108,6 +108,8 @@ fn a_token_is_asked_of_everybody_and_is_never_told() -> Result<()> {
         Ok::<u16, anyhow::Error>(ask(agent.port, &handshake(path, agent.port, headers))?.status)
     };
     assert_eq!(status("/", &[])?, 401);
+    let told = ask(agent.port, &handshake("/", agent.port, &[]))?.text;
+    assert!(told.ends_with(".\n"), "{told:?}");
     assert_eq!(status("/", &[("Authorization", &format!("Bearer {TOKEN}"))])?, 101);
     assert_eq!(status(&format!("/?token={TOKEN}"), &[])?, 101);
     assert_eq!(status(&format!("/?logs=0&token={TOKEN}"), &[])?, 101);
