@@ -86,12 +86,10 @@ pub fn run(
     let executor = Rc::new(LocalExecutor::new());
     let main = async {
         executor.spawn(keep_log(Rc::clone(&server), new_lines)).detach();
-        for listener in listeners {
-            server.listen(&executor, listener).map_err(Error::system("listen"))?;
-        }
         let flow = RefCell::new(Flow::new(!hooked, sizes.table_entries));
         let forget = Forget::default();
         let mut drain = Drain {
+            ready: readable(&ring).map_err(Error::system("watch the ring buffer"))?,
             ring,
             nap: nap(sizes.ring),
             tails,
@@ -107,6 +105,9 @@ pub fn run(
             unsettled: false,
             next_tell: Instant::now(),
         };
+        for listener in listeners {
+            server.listen(&executor, listener).map_err(Error::system("listen"))?;
+        }
         let demand = async {
             match args.on_demand {
                 true => demand(&link, &server, args.linger()).await,
@@ -222,6 +223,12 @@ async fn demand(link: &Link, server: &Server, linger: Duration) -> Result<Leave,
     }
 }
 
+/// What tells when there is something in the ring.
+fn readable(ring: &RingBuf<MapData>) -> std::io::Result<Async<OwnedFd>> {
+    // epoll alone decides when to read; the descriptor itself is never read from.
+    Async::new_nonblocking(ring.as_fd().try_clone_to_owned()?)
+}
+
 /// Whether what is remembered of traffic is to be forgotten, once the ring is empty.
 #[derive(Default)]
 struct Forget {
@@ -231,6 +238,7 @@ struct Forget {
 
 /// Moves records from the ring to the journal.
 struct Drain<'a> {
+    ready: Async<OwnedFd>,
     ring: RingBuf<MapData>,
     nap: Duration,
     tails: Tails,
@@ -262,9 +270,6 @@ const TELL: Duration = Duration::from_secs(1);
 impl Drain<'_> {
     /// Drains the ring whenever there is something in it, for ever.
     async fn run(&mut self) -> Result<Leave, Error> {
-        let fd = self.ring.as_fd().try_clone_to_owned().map_err(Error::system("watch the ring buffer"))?;
-        // epoll alone decides when to read; the descriptor itself is never read from.
-        let ready = Async::new_nonblocking(fd).map_err(Error::system("watch the ring buffer"))?;
         loop {
             self.first().await;
             while self.slice() {
@@ -278,7 +283,7 @@ impl Drain<'_> {
                 self.server.stream.borrow_mut().forget();
                 memory::give_back();
             }
-            let wait = async { ready.readable().await.map_err(Error::system("watch the ring buffer")) };
+            let wait = async { self.ready.readable().await.map_err(Error::system("watch the ring buffer")) };
             let forget = async {
                 forget.await;
                 Ok(())
