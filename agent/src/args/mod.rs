@@ -353,10 +353,10 @@ pub fn parse(args: impl Iterator<Item = String>) -> Result<Parsed, UsageError> {
         _ => None,
     };
     let Some(path) = &path else { return checked(parsed) };
-    // What stands on the command line comes last, and so wins where a flag is given once.
+    // What stands on the command line comes last.
     let mut with_config = from_file(path)?;
-    let once: Vec<String> = all.iter().filter(|arg| ONCE.contains(&arg.as_str())).cloned().collect();
-    drop_flags(&mut with_config, &once);
+    let instead: Vec<String> = all.iter().filter(|arg| INSTEAD.contains(&arg.as_str())).cloned().collect();
+    drop_flags(&mut with_config, &instead);
     with_config.extend(all);
     let named =
         |error: UsageError| UsageError { why: format!("with {}: {}", path.display(), error.why), ..error };
@@ -373,8 +373,8 @@ fn checked(parsed: Parsed) -> Result<Parsed, UsageError> {
     }
 }
 
-/// Flags that are given once: the command line's stands before the file's.
-const ONCE: [&str; 15] = [
+/// Flags of which the command line's stand instead of the file's.
+const INSTEAD: [&str; 15] = [
     "--offsets",
     "--linger",
     "--ecaptureq",
@@ -448,7 +448,7 @@ fn words_of(line: &str, number: u32, once: &mut Vec<(String, u32)>) -> Result<Ve
         Err(error) if value.is_none() || parse_flags(&words[..1]).is_err() => return Err(error.why),
         _ => return Err(format!("{flag} takes no value")),
     }
-    if ONCE.contains(&flag) {
+    if parse_flags(&[&words[..], &words].concat()).is_err() {
         once.push((flag.to_owned(), number));
     }
     Ok(words)
@@ -695,8 +695,10 @@ mod tests {
             let place = format!("{path} line {number}: ");
             assert!(error.starts_with(&place) && error.contains(why), "{lines}: {error}");
         }
-        std::fs::write(&file, "--on-demand\n").unwrap();
-        assert!(matches!(parsed(&["--linger=5", "--config", path]), Ok(Parsed::Run(args)) if args.on_demand));
+        std::fs::write(&file, "--on-demand\n--ecaptureq ws+unix:@a\n--on-demand\n--ecaptureq ws+unix:@b\n")
+            .unwrap();
+        let Ok(Parsed::Run(args)) = parsed(&["--linger=5", "--config", path]) else { panic!("not a run") };
+        assert_eq!((args.on_demand, args.ecaptureq.len()), (true, 2));
     }
 
     #[test]
