@@ -218,9 +218,8 @@ impl<'a> Half<'a> {
             Ok::<(), Error>(())
         };
         // What was wrong changes nothing.
-        match changed() {
-            Ok(()) => {}
-            Err(error) => log::error!("nothing was changed: {}", chain(&error)),
+        if let Err(error) = changed() {
+            log::error!("nothing was changed: {}", chain(&error));
         }
     }
 
