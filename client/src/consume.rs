@@ -45,6 +45,21 @@ pub trait Consumer: Send + 'static {
 
     /// Where it puts what it gets, for an error's sentence.
     fn place(&self) -> String;
+
+    /// It writes to stdout, so that there is no use in it once nobody reads that.
+    fn is_for_stdout(&self) -> bool;
+}
+
+/// A consumer that is finished once, whoever comes first to it.
+struct Once<C> {
+    consumer: C,
+    finished: bool,
+}
+
+impl<C: Consumer> Once<C> {
+    fn finish(&mut self) -> io::Result<()> {
+        if mem::replace(&mut self.finished, true) { Ok(()) } else { self.consumer.finish() }
+    }
 }
 
 /// Why it ended before it was done.
@@ -72,23 +87,57 @@ impl Interrupt {
     /// From now on the process ends on these signals after what [`first`](Self::first) was given: with 0, or 1 where it did
     /// not work. Once in a process.
     pub fn new() -> Result<Self, Error> {
-        let endings = Arc::<Mutex<Vec<Ending>>>::default();
-        let all = endings.clone();
-        let end = move || {
-            let mut worked = true;
-            while let Some(ending) = lock(&all).pop() {
-                worked &= ending();
-            }
-            exit(i32::from(!worked))
-        };
-        ctrlc::set_handler(end).map_err(Error::Signals)?;
-        Ok(Self(endings))
+        let interrupt = Self(Arc::default());
+        let handler = interrupt.clone();
+        ctrlc::set_handler(move || handler.end()).map_err(Error::Signals)?;
+        Ok(interrupt)
     }
 
     /// Does this before all that was given so far.
     pub fn first(&self, ending: impl FnOnce() -> bool + Send + 'static) {
         lock(&self.0).push(Box::new(ending));
     }
+
+    fn end(&self) -> ! {
+        // Held to the end: in a pipeline, Ctrl-C and the reader's end come as one.
+        let mut endings = lock(&self.0);
+        let mut worked = true;
+        while let Some(ending) = endings.pop() {
+            worked &= ending();
+        }
+        exit(i32::from(!worked))
+    }
+
+    /// Ends the process, as on a signal, once nobody reads stdout; a write would tell, but there may be nothing to write for
+    /// hours.
+    #[cfg(unix)]
+    fn when_nobody_reads_stdout(&self) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+
+        let interrupt = self.clone();
+        thread::spawn(move || {
+            let stdout = io::stdout();
+            loop {
+                let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+                match poll(&mut fds, PollTimeout::NONE) {
+                    Err(nix::errno::Errno::EINTR) => {}
+                    Ok(_)
+                        if fds[0]
+                            .revents()
+                            .is_some_and(|is| is.intersects(PollFlags::POLLERR | PollFlags::POLLHUP)) =>
+                    {
+                        interrupt.end()
+                    }
+                    // Not something that can be waited for.
+                    _ => return,
+                }
+            }
+        });
+    }
+
+    #[cfg(not(unix))]
+    fn when_nobody_reads_stdout(&self) {}
 }
 
 /// Runs until the consumer has enough, or the stream ends and is not to go on, or nobody reads what the consumer writes.
@@ -104,9 +153,13 @@ pub fn run_until(
     address: &Address,
     reconnect: bool,
 ) -> Result<(), Error> {
-    let consumer = Arc::new(Mutex::new(consumer));
+    let is_for_stdout = consumer.is_for_stdout();
+    let consumer = Arc::new(Mutex::new(Once { consumer, finished: false }));
     let interrupted = consumer.clone();
     interrupt.first(move || finished(&interrupted));
+    if is_for_stdout {
+        interrupt.when_nobody_reads_stdout();
+    }
     let mut follow = Follow::new(address.clone(), reconnect);
     let streamed = stream(&consumer, &mut follow, address);
     let mut consumer = lock(&consumer);
@@ -116,7 +169,7 @@ pub fn run_until(
             streamed
         }
         streamed => match consumer.finish() {
-            Err(error) => Err(Error::Output(consumer.place(), error)),
+            Err(error) => Err(Error::Output(consumer.consumer.place(), error)),
             Ok(()) => streamed,
         },
     };
@@ -128,11 +181,15 @@ pub fn run_until(
     }
 }
 
-fn stream<C: Consumer>(consumer: &Mutex<C>, follow: &mut Follow, address: &Address) -> Result<(), Error> {
+fn stream<C: Consumer>(
+    consumer: &Mutex<Once<C>>,
+    follow: &mut Follow,
+    address: &Address,
+) -> Result<(), Error> {
     let mut seen = Seen::default();
-    while !lock(consumer).enough() {
+    while !lock(consumer).consumer.enough() {
         let incoming = follow.receive()?;
-        let mut consumer = lock(consumer);
+        let consumer = &mut lock(consumer).consumer;
         let done = match incoming {
             Incoming::Message(Message::Binary(bytes)) => {
                 let entry = LogEntry::decode(bytes.clone());
@@ -177,7 +234,7 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Has the consumer finish, whatever the thread that feeds it does; says whether that worked.
-fn finished<C: Consumer>(consumer: &Mutex<C>) -> bool {
+fn finished<C: Consumer>(consumer: &Mutex<Once<C>>) -> bool {
     let began = Instant::now();
     while began.elapsed() <= PATIENCE {
         let Ok(mut consumer) = consumer.try_lock() else {
@@ -186,7 +243,7 @@ fn finished<C: Consumer>(consumer: &Mutex<C>) -> bool {
         };
         let worked = match consumer.finish() {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                note(&note::chain(&Error::Output(consumer.place(), error)));
+                note(&note::chain(&Error::Output(consumer.consumer.place(), error)));
                 false
             }
             _ => true,

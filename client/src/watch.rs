@@ -86,6 +86,10 @@ impl<W: Write + Send + 'static> Consumer for Watch<W> {
     fn place(&self) -> String {
         "stdout".to_owned()
     }
+
+    fn is_for_stdout(&self) -> bool {
+        true
+    }
 }
 
 impl<W: Write> Watch<W> {

@@ -83,6 +83,10 @@ impl Consumer for Inspect {
     fn place(&self) -> String {
         "stdout".to_owned()
     }
+
+    fn is_for_stdout(&self) -> bool {
+        true
+    }
 }
 
 impl Inspect {

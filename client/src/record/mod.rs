@@ -144,7 +144,8 @@ pub fn run(args: RecordArgs) -> Result<(), Error> {
     let output =
         output.map_err(|error| Error::Begin(format!("can't begin {}", args.output.display()), error))?;
     let (count, reconnect) = (args.count.map(|count| count.get()), !args.no_reconnect);
-    let mut recorder = Recorder { output, recording, count, received: false, events: 0, left_out: 0 };
+    let mut recorder =
+        Recorder { output, recording, is_for_stdout: stdout, count, received: false, events: 0, left_out: 0 };
     recorder.begin().map_err(|error| Error::Begin(format!("can't begin {}", recorder.place()), error))?;
     Ok(consume::run(recorder, &args.url, reconnect)?)
 }
@@ -152,6 +153,7 @@ pub fn run(args: RecordArgs) -> Result<(), Error> {
 struct Recorder {
     output: Output,
     recording: Box<dyn Recording>,
+    is_for_stdout: bool,
     count: Option<u64>,
     /// Something came, be it only a heartbeat.
     received: bool,
@@ -248,5 +250,9 @@ impl Consumer for Recorder {
 
     fn place(&self) -> String {
         self.output.place()
+    }
+
+    fn is_for_stdout(&self) -> bool {
+        self.is_for_stdout
     }
 }

@@ -109,6 +109,10 @@ impl Consumer for Serve {
     fn place(&self) -> String {
         "the clients".to_owned()
     }
+
+    fn is_for_stdout(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Clone, Default)]
