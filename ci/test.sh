@@ -68,7 +68,7 @@ relay() {
   cargo build --locked -p plaintap --features relay
   mkdir -p "$target/relay"
   ln -sf ../debug/plaintap ../release/plaintapd "$target/relay/"
-  PLAINTAP_BIN_DIR=$target/relay cargo test --locked -p plaintap -p plaintap-tests \
+  PLAINTAP_BIN_DIR=$target/relay cargo test --locked --no-fail-fast -p plaintap -p plaintap-tests \
     --features plaintap/relay,plaintap-tests/relay --lib --test generate --test relay
 }
 step "format" formatted
@@ -89,7 +89,7 @@ if [[ $quick ]]; then
   exit
 fi
 # Each run of the differential test lasts a minute.
-PLAINTAP_STORM_SECONDS=60 step "unit and end-to-end tests" cargo test --locked
+PLAINTAP_STORM_SECONDS=60 step "unit and end-to-end tests" cargo test --locked --no-fail-fast
 step "the page, in node and Chromium" bash tests/web/test.sh
 step "the reference clients, in four languages" bash tests/examples/test.sh
 step "relaying into NATS, a cargo feature" relay

@@ -133,6 +133,9 @@ struct Half<'a> {
     changes: Option<Changes>,
     /// Whether there is anybody to capture for.
     wanted: bool,
+    /// How often the serving half is still to forget what was captured. Until it has, nothing is captured, as that would be
+    /// forgotten too.
+    to_forget: u32,
     /// The ring's size, or more where the kernel allowed less.
     ring: u32,
     /// What the ring still holds is being overwritten.
@@ -168,6 +171,7 @@ impl<'a> Half<'a> {
             targets,
             changes: None,
             wanted: !args.on_demand,
+            to_forget: 0,
             ring: sizes.ring,
             wipe: None,
         };
@@ -242,11 +246,15 @@ impl<'a> Half<'a> {
                     }
                 }
                 Ok(Some(Message::Wanted(true))) => {
-                    if let Err(error) = self.begin() {
-                        log::error!("can't capture: {}", chain(&error));
-                    }
+                    self.wanted = true;
+                    self.wipe = None;
+                    self.begin_if_due();
                 }
                 Ok(Some(Message::Wanted(false))) => self.end()?,
+                Ok(Some(Message::Forgotten(pauses))) => {
+                    self.to_forget = self.to_forget.saturating_sub(pauses);
+                    self.begin_if_due();
+                }
                 // So both halves are.
                 Ok(Some(Message::Alive)) => notify::tell("WATCHDOG=1"),
                 Ok(Some(_)) => {}
@@ -281,13 +289,27 @@ impl<'a> Half<'a> {
         if let Err(error) = self.capture.forget() {
             log::warn!("the kernel's tables keep connections' addresses: {}", chain(&error));
         }
+        self.say_paused()
+    }
+
+    fn say_paused(&mut self) -> Result<(), Error> {
+        self.to_forget += 1;
         Ok(self.link.paused()?)
+    }
+
+    /// Captures, if that is wanted, and what was captured before is forgotten.
+    fn begin_if_due(&mut self) {
+        if self.wanted
+            && self.to_forget == 0
+            && self.changes.is_none()
+            && let Err(error) = self.begin()
+        {
+            log::error!("can't capture: {}", chain(&error));
+        }
     }
 
     /// Captures, after a time without anybody to capture for. The probes are put in place in steps that follow.
     fn begin(&mut self) -> Result<(), Error> {
-        self.wanted = true;
-        self.wipe = None;
         // What is missing just now may be there soon.
         let (found, finder) = look(self.args);
         if self.args.no_scan && self.args.library.is_empty() && !found.iter().any(carries) {
@@ -327,7 +349,7 @@ impl<'a> Half<'a> {
         self.capture.unhook();
         self.targets.clear();
         self.wipe = Some(Wipe::new(self.ring));
-        Ok(self.link.paused()?)
+        self.say_paused()
     }
 }
 

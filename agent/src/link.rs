@@ -65,6 +65,8 @@ pub enum Message {
     Alive,
     /// Nothing more is captured: the ring holds the last of it. Said again when no call can be under way any more.
     Paused,
+    /// The serving half has forgotten what was captured before so many [`Paused`](Self::Paused).
+    Forgotten(u32),
 }
 
 const LOG: u8 = 1;
@@ -79,6 +81,7 @@ const SOCKET: u8 = 9;
 const WANTED: u8 = 10;
 const PAUSED: u8 = 11;
 const ALIVE: u8 = 12;
+const FORGOTTEN: u8 = 13;
 
 /// A record's fields besides its kind.
 #[derive(Default)]
@@ -179,6 +182,11 @@ impl Link {
         self.send(PAUSED, Fields::default(), MsgFlags::empty())
     }
 
+    /// Answers so many [`Message::Paused`].
+    pub fn forgotten(&self, pauses: u32) -> Result<(), Error> {
+        self.send(FORGOTTEN, Fields { number: pauses, ..Fields::default() }, MsgFlags::empty())
+    }
+
     /// Says that a connection's address is not known; never waits, and tells whether it was said.
     pub fn no_address(&self) -> bool {
         self.send(NO_ADDRESS, Fields::default(), MsgFlags::MSG_DONTWAIT).is_ok()
@@ -267,6 +275,7 @@ impl Link {
             }
             WANTED => Ok(Some(Message::Wanted(number != 0))),
             PAUSED => Ok(Some(Message::Paused)),
+            FORGOTTEN => Ok(Some(Message::Forgotten(number))),
             ALIVE => Ok(Some(Message::Alive)),
             WHERE => Ok(Some(Message::Where(program, second))),
             SOCKET => {

@@ -181,7 +181,7 @@ async fn follow(link: &Link, server: &Server, flow: &RefCell<Flow>, forget: &For
             Ok(Some(Message::Socket(connection_id, look))) => flow.borrow_mut().answer(connection_id, look),
             Ok(Some(Message::LogLevel(level))) => crate::log::set_level(level),
             Ok(Some(Message::Paused)) => {
-                forget.due.set(true);
+                forget.pauses.update(|pauses| pauses + 1);
                 forget.told.notify(usize::MAX);
             }
             Ok(Some(Message::Stop)) => return Ok(Leave::Ending),
@@ -229,10 +229,10 @@ fn readable(ring: &RingBuf<MapData>) -> std::io::Result<Async<OwnedFd>> {
     Async::new_nonblocking(ring.as_fd().try_clone_to_owned()?)
 }
 
-/// Whether what is remembered of traffic is to be forgotten, once the ring is empty.
+/// What is remembered of traffic is to be forgotten, once the ring is empty, if there were pauses.
 #[derive(Default)]
 struct Forget {
-    due: Cell<bool>,
+    pauses: Cell<u32>,
     told: Event,
 }
 
@@ -276,12 +276,14 @@ impl Drain<'_> {
                 future::yield_now().await;
             }
             let forget = self.forget.told.listen();
-            if self.forget.due.replace(false) {
+            let pauses = self.forget.pauses.take();
+            if pauses > 0 {
                 self.flow.borrow_mut().forget();
                 // So has the other half.
                 self.told_no_address = !self.hooked;
                 self.server.stream.borrow_mut().forget();
                 memory::give_back();
+                self.link.forgotten(pauses)?;
             }
             let wait = async { self.ready.readable().await.map_err(Error::system("watch the ring buffer")) };
             let forget = async {
