@@ -218,7 +218,11 @@ impl Client {
             }
             Ok(Message::Ping(_)) => {}
             Ok(other) => bail!("the agent sent what the protocol has not: {other:?}"),
-            Err(Error::Io(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(Error::Io(error))
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
