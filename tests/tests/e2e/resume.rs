@@ -79,6 +79,8 @@ fn what_a_hundred_cuts_leave_is_what_an_uninterrupted_client_has() -> Result<()>
             }
             Ok(())
         })?;
+        // Who reads nothing for long is hung up on.
+        steady.read_some(1000)?;
     }
     until("the round's end", || storm.ended())?;
     storm.quit()?;
