@@ -91,6 +91,7 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
     };
     if stopped_by_signal {
         // Nothing more is captured, and what the ring holds still goes out. The probes go last, as that takes long.
+        half.wanted = false;
         if let Err(error) = half.capture.pause() {
             log::debug!("{}", chain(&error));
         }
@@ -208,7 +209,7 @@ impl<'a> Half<'a> {
         let mut changed = || {
             let Parsed::Run(args) = args::parse(arguments())? else { return Ok(()) };
             let filters = Filters::new(&args)?;
-            if self.wanted {
+            if self.wanted && self.to_forget == 0 {
                 self.capture.set_filters(&filters)?;
             }
             self.filters = filters;

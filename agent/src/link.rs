@@ -182,9 +182,9 @@ impl Link {
         self.send(PAUSED, Fields::default(), MsgFlags::empty())
     }
 
-    /// Answers so many [`Message::Paused`].
-    pub fn forgotten(&self, pauses: u32) -> Result<(), Error> {
-        self.send(FORGOTTEN, Fields { number: pauses, ..Fields::default() }, MsgFlags::empty())
+    /// Answers so many [`Message::Paused`]. If the other half is gone, that is said where its messages are read.
+    pub fn forgotten(&self, pauses: u32) {
+        let _ = self.send(FORGOTTEN, Fields { number: pauses, ..Fields::default() }, MsgFlags::empty());
     }
 
     /// Says that a connection's address is not known; never waits, and tells whether it was said.

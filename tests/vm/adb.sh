@@ -334,6 +334,17 @@ plaintap_adb() {
   ended "$pid" next 0
   agent_is_gone || die "$machine: plaintap adb --count left its agent"
   say "  an agent that a killed client left is replaced"
+
+  # Who reads it has enough just when it has, and is gone before the device is in order.
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  background piped bash -c '"$@" | head -n 1; exit "${PIPESTATUS[0]}"' - \
+    "$plaintap" adb -s "$root_device" --agent dist/plaintapd-aarch64 --json --count 1
+  pid=$last
+  expect piped.err 'connected to'
+  converse "$secret-4"
+  ended "$pid" piped 0
+  agent_is_gone || die "$machine: plaintap adb in a pipeline left its agent"
+  say "  nor does one stay whose reader is gone first"
 }
 
 # The five commands as they stand, by Android's shell, but for the port of this computer, which may be in use.

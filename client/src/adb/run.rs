@@ -94,9 +94,10 @@ pub fn run(args: AdbArgs) -> Result<(), RunError> {
     let interrupt = Interrupt::new()?;
     let interrupted = begun.clone();
     interrupt.first(move || {
+        let mut begun = lock(&interrupted);
         // Held until the end: the watching thread has no news for anybody in the agent's end.
         mem::forget(io::stderr().lock());
-        finish(&interrupted)
+        finish(&mut begun)
     });
     let started = Agent::start(&device, &facts, root, &path, &flags, serves).map_err(RunError::Adb);
     let watched = started.and_then(|agent| {
@@ -106,7 +107,10 @@ pub fn run(args: AdbArgs) -> Result<(), RunError> {
         forward(&begun, &device.serial, args.port, &place)?;
         Ok(watch::run_until(&interrupt, watch_args(args, url))?)
     });
-    finish(&begun);
+    let mut begun = lock(&begun);
+    finish(&mut begun);
+    // Held until the end, which is decided: a signal that comes now, or the end of who reads stdout, waits for it.
+    mem::forget(begun);
     watched
 }
 
@@ -197,8 +201,8 @@ fn pid(agent: Option<&Agent>) -> String {
 }
 
 /// Ends the agent and takes the forward away, once; whether that worked.
-fn finish(begun: &Mutex<Option<Begun>>) -> bool {
-    let Some(Begun { device, root, path, agent, port }) = lock(begun).take() else { return true };
+fn finish(begun: &mut Option<Begun>) -> bool {
+    let Some(Begun { device, root, path, agent, port }) = begun.take() else { return true };
     if port != 0 {
         // It may have gone with the device.
         let _ = device.server.remove_forward(&device.serial, port);
