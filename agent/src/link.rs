@@ -183,8 +183,11 @@ impl Link {
     }
 
     /// Answers so many [`Message::Paused`]. If the other half is gone, that is said where its messages are read.
-    pub fn forgotten(&self, pauses: u32) {
-        let _ = self.send(FORGOTTEN, Fields { number: pauses, ..Fields::default() }, MsgFlags::empty());
+    pub fn forgotten(&self, pauses: u32) -> Result<(), Error> {
+        match self.send(FORGOTTEN, Fields { number: pauses, ..Fields::default() }, MsgFlags::empty()) {
+            Err(Error::System(Errno::EPIPE | Errno::ECONNRESET)) => Ok(()),
+            sent => sent,
+        }
     }
 
     /// Says that a connection's address is not known; never waits, and tells whether it was said.
@@ -334,6 +337,8 @@ mod tests {
         let program = Program { pid: 7, life: 1 << 50 };
         assert!(serving.no_address());
         assert!(matches!(attaching.receive(), Ok(Some(Message::NoAddress))));
+        serving.forgotten(2).unwrap();
+        assert!(matches!(attaching.receive(), Ok(Some(Message::Forgotten(2)))));
         serving.who(program);
         assert!(matches!(attaching.receive(), Ok(Some(Message::Who(asked))) if asked == program));
         let process = Process { app: "/bin/x".into(), start_ns: 1 << 40 };
@@ -355,6 +360,7 @@ mod tests {
     fn the_end_of_one_half_ends_the_link() {
         let (here, there) = Link::pair().unwrap();
         drop(here);
+        assert!(there.forgotten(1).is_ok());
         assert!(matches!(there.receive(), Ok(None)));
         there.log("nobody hears this, and nothing comes of it");
     }

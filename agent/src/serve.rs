@@ -283,7 +283,7 @@ impl Drain<'_> {
                 self.told_no_address = !self.hooked;
                 self.server.stream.borrow_mut().forget();
                 memory::give_back();
-                self.link.forgotten(pauses);
+                self.link.forgotten(pauses)?;
             }
             let wait = async { self.ready.readable().await.map_err(Error::system("watch the ring buffer")) };
             let forget = async {

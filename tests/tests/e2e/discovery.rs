@@ -81,13 +81,12 @@ fn is_attached_within(most: Duration) -> Result<()> {
         let before = Instant::now();
         let mut driver = Driver::start(text(&path)?)?;
         attached(&agent, 0, &path)?;
-        let time = before.elapsed();
+        times.push(before.elapsed());
         is_seen(&mut driver, &agent, seed)?;
         driver.quit()?;
-        if time < most {
+        if seed >= 3 && times.iter().any(|time| *time < most) {
             return Ok(());
         }
-        times.push(time);
     }
     bail!("{times:?}")
 }
