@@ -14,7 +14,6 @@ mod tables;
 pub mod tails;
 
 use std::{
-    error::Error as _,
     hash::Hash,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
@@ -22,7 +21,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun,
+    Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun, VerifierLogLevel,
     maps::{Array, HashMap, Map, MapData, MapError},
     programs::{
         KProbe, Program, ProgramError, RawTracePoint, UProbe,
@@ -54,6 +53,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pr
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Shows that the kernel has uprobes. Source: linux, Documentation/ABI/testing/sysfs-bus-event_source-devices.
 const UPROBE_EVENTS: &str = "/sys/bus/event_source/devices/uprobe/type";
+
+/// How often a program is loaded that the verifier gives up. Source: libbpf, src/bpf.c, PROG_LOAD_ATTEMPTS.
+const LOAD_ATTEMPTS: u32 = 5;
 
 /// The program that looks at the calls of a guessed function.
 const GUESSED_CALL: &str = "guessed_call";
@@ -199,7 +201,15 @@ impl Capture {
         }
     }
 
+    /// The verifier's words, which take megabytes, are asked for only where the kernel has refused.
     fn load_with(sizes: Sizes, filters: &Filters) -> Result<Self, Error> {
+        match Self::load_logged(sizes, filters, VerifierLogLevel::STATS) {
+            Err(Error::Kernel { .. }) => Self::load_logged(sizes, filters, VerifierLogLevel::default()),
+            loaded => loaded,
+        }
+    }
+
+    fn load_logged(sizes: Sizes, filters: &Filters, log: VerifierLogLevel) -> Result<Self, Error> {
         if !Path::new(UPROBE_EVENTS).exists() {
             return Err(Error::NoUprobes);
         }
@@ -218,6 +228,7 @@ impl Capture {
             .override_global(names::SOCKET_OFFSETS, bytemuck::bytes_of(&offsets), true)
             .override_global(names::TASK_OFFSETS, bytemuck::bytes_of(&task_offsets), true)
             .map_max_entries(names::RING, sizes.ring)
+            .verifier_log_level(log)
             .load(OBJECT)
             .map_err(|source| Error::from_aya("load eBPF maps", source))?;
         let mut capture = Self {
@@ -231,13 +242,7 @@ impl Capture {
         };
         capture.set_filters(filters)?;
         for (name, program) in capture.ebpf.programs_mut() {
-            match program {
-                Program::UProbe(program) => program.load(),
-                Program::KProbe(program) => program.load(),
-                Program::RawTracePoint(program) => program.load(),
-                _ => return Err(Error::Object("programs of known kinds only")),
-            }
-            .map_err(|error| Error::from_aya(&format!("load the eBPF program {name}"), error.into()))?;
+            load(name, program)?;
         }
         capture.programs().iter().for_each(|program| log::debug!("loaded {program}"));
         Ok(capture)
@@ -565,6 +570,26 @@ fn programs(function: Function) -> (&'static str, Option<&'static str>) {
     }
 }
 
+/// Loads a program, though the verifier gives up where the process is stopped or frozen meanwhile, as by a suspend.
+fn load(name: &str, program: &mut Program) -> Result<(), Error> {
+    let mut attempts = 1;
+    loop {
+        let loaded = match program {
+            Program::UProbe(program) => program.load(),
+            Program::KProbe(program) => program.load(),
+            Program::RawTracePoint(program) => program.load(),
+            _ => return Err(Error::Object("programs of known kinds only")),
+        };
+        match loaded {
+            Ok(()) => return Ok(()),
+            Err(error) if errno(&error) == Some(Errno::EAGAIN) && attempts < LOAD_ATTEMPTS => attempts += 1,
+            Err(error) => {
+                return Err(Error::from_aya(&format!("load the eBPF program {name}"), error.into()));
+            }
+        }
+    }
+}
+
 impl Error {
     /// Sorts out what the kernel meant, from the error number at the end of aya's chain.
     fn from_aya(what: &str, error: aya::EbpfError) -> Self {
@@ -575,7 +600,9 @@ impl Error {
             Some(errno @ (Errno::EPERM | Errno::EACCES)) if errno == Errno::EPERM || !is_load => {
                 Self::NotPermitted { what, remedy: remedy(errno), source: errno.into() }
             }
-            Some(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN)) if !is_load => {
+            Some(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN))
+                if errno == Errno::EAGAIN || !is_load =>
+            {
                 Self::Short { what, source: errno.into() }
             }
             _ => Self::Kernel { what, source: Box::new(error) },
@@ -584,7 +611,7 @@ impl Error {
 }
 
 /// The error number at the end of aya's chain.
-fn errno(error: &aya::EbpfError) -> Option<Errno> {
+fn errno(error: &dyn std::error::Error) -> Option<Errno> {
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
