@@ -35,4 +35,5 @@ pub mod source;
 pub mod text;
 pub mod time;
 pub mod values;
+pub mod waits;
 pub mod watch;

@@ -15,7 +15,7 @@ use std::{
 use plaintap_proto::{Heartbeat, LogEntry, log_entry::Payload};
 use prost::Message as _;
 use tungstenite::{
-    Error as WsError, Message, WebSocket,
+    Error as WsError, Message,
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
@@ -24,6 +24,7 @@ use crate::{
     consume::{self, Interrupt},
     note::{self, note},
     server::{self, Server},
+    waits::restarted,
 };
 
 /// As large as the client takes.
@@ -111,7 +112,7 @@ pub fn run(args: ReplayArgs) -> Result<(), Error> {
     Ok(())
 }
 
-fn admitted(stream: TcpStream) -> Option<WebSocket<TcpStream>> {
+fn admitted(stream: TcpStream) -> Option<server::Client> {
     match server::admit(stream) {
         Ok(socket) => Some(socket),
         Err(why) => {
@@ -144,7 +145,7 @@ fn told(played: &Result<(), Ended>) {
     }
 }
 
-fn play(mut socket: WebSocket<TcpStream>, args: &ReplayArgs) -> Result<(), Ended> {
+fn play(mut socket: server::Client, args: &ReplayArgs) -> Result<(), Ended> {
     note("a client came");
     let messages = match Messages::open(&args.file) {
         Ok(messages) => messages,
@@ -276,11 +277,10 @@ impl<R: Read> Messages<R> {
         let mut length = 0u64;
         for index in 0.. {
             let mut byte = [0];
-            match self.from.read(&mut byte) {
+            match restarted(|| self.from.read(&mut byte)) {
                 Ok(0) if index == 0 => return Ok(None),
                 Ok(0) => return Err(Wrong::Cut(began)),
                 Ok(_) => self.at += 1,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Wrong::Io(self.at, error)),
             }
             length |= u64::from(byte[0] & 0x7f) << (7 * index).min(63);

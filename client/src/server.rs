@@ -17,6 +17,8 @@ use tungstenite::{
     protocol::{CloseFrame, WebSocketConfig},
 };
 
+use crate::waits::{Restarting, is_timeout};
+
 /// For a client's request, and its answer to our closing.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A client that takes nothing for so long is gone.
@@ -25,6 +27,12 @@ const STUCK: Duration = Duration::from_secs(60);
 const MAX_SAID: usize = 64 << 10;
 /// What one read may take, which is cleared before each. Clients say next to nothing.
 const READ_BUFFER: usize = 1 << 10;
+
+/// What one read of a pause may wait: it waits as long again if it is interrupted.
+const SLICE: Duration = Duration::from_secs(1);
+
+/// A client that was let in.
+pub type Client = WebSocket<Restarting<TcpStream>>;
 
 /// No client can come.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +75,7 @@ impl Server {
 }
 
 /// Makes a connection a WebSocket; else says why it may not come in, as it was told itself.
-pub fn admit(stream: TcpStream) -> Result<WebSocket<TcpStream>, String> {
+pub fn admit(stream: TcpStream) -> Result<Client, String> {
     let prepared = stream
         .set_read_timeout(Some(PATIENCE))
         .and_then(|()| stream.set_write_timeout(Some(STUCK)))
@@ -88,7 +96,7 @@ pub fn admit(stream: TcpStream) -> Result<WebSocket<TcpStream>, String> {
             Err(answer)
         }
     };
-    match tungstenite::accept_hdr_with_config(stream, judge, Some(config)) {
+    match tungstenite::accept_hdr_with_config(Restarting(stream), judge, Some(config)) {
         Ok(socket) => Ok(socket),
         Err(HandshakeError::Interrupted(_)) => Err("it said nothing".to_owned()),
         Err(HandshakeError::Failure(error)) => Err(refused.unwrap_or_else(|| error.to_string())),
@@ -131,7 +139,7 @@ fn is_local(host: &str) -> bool {
 }
 
 /// Sends what is buffered and lets `pause` go by, while the client's pings are answered; an error if it leaves.
-pub fn wait(socket: &mut WebSocket<TcpStream>, pause: Duration) -> Result<(), WsError> {
+pub fn wait(socket: &mut Client, pause: Duration) -> Result<(), WsError> {
     socket.flush()?;
     let end = Instant::now() + pause;
     loop {
@@ -139,8 +147,8 @@ pub fn wait(socket: &mut WebSocket<TcpStream>, pause: Duration) -> Result<(), Ws
         if left.is_zero() {
             return Ok(());
         }
-        // The system rounds a timeout of less than that to none at all.
-        socket.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        // The system rounds a timeout of less than a millisecond to none at all.
+        socket.get_ref().set_read_timeout(Some(left.clamp(Duration::from_millis(1), SLICE)))?;
         match socket.read() {
             Err(WsError::Io(error)) if is_timeout(&error) => {}
             Err(error) => return Err(error),
@@ -150,7 +158,7 @@ pub fn wait(socket: &mut WebSocket<TcpStream>, pause: Duration) -> Result<(), Ws
 }
 
 /// Says goodbye and waits for the client to have read it.
-pub fn close(mut socket: WebSocket<TcpStream>, frame: CloseFrame) -> Result<(), WsError> {
+pub fn close(mut socket: Client, frame: CloseFrame) -> Result<(), WsError> {
     socket.close(Some(frame))?;
     let end = Instant::now() + STUCK;
     loop {
@@ -162,10 +170,6 @@ pub fn close(mut socket: WebSocket<TcpStream>, frame: CloseFrame) -> Result<(), 
             Ok(_) => return Ok(()),
         }
     }
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
 /// Unix time in seconds.

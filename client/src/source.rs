@@ -21,6 +21,7 @@ use crate::{
     adb,
     address::{Address, Way},
     nats::{self, Place, Reader, Wanted},
+    waits::{Restarting, is_timeout, restarted},
 };
 
 /// What the original's own clients send, so that every server lets us in.
@@ -178,7 +179,7 @@ impl Source {
 
 /// A connection to a WebSocket server.
 pub struct Socket {
-    socket: WebSocket<TcpStream>,
+    socket: WebSocket<Restarting<TcpStream>>,
     patience: Patience,
     /// There was nothing left to read.
     idle: bool,
@@ -211,7 +212,7 @@ impl Socket {
             .read_buffer_size(READ_BUFFER)
             .max_message_size(Some(MAX_MESSAGE))
             .max_frame_size(Some(MAX_MESSAGE));
-        match tungstenite::client::client_with_config(request, stream, Some(config)) {
+        match tungstenite::client::client_with_config(request, Restarting(stream), Some(config)) {
             Ok((socket, _)) => {
                 socket.get_ref().set_nonblocking(true).map_err(broken)?;
                 Ok(Self { socket, patience, idle: false })
@@ -257,13 +258,7 @@ impl Socket {
         let stream = self.socket.get_ref();
         let waited = stream.set_nonblocking(false).and_then(|()| {
             stream.set_read_timeout(Some(self.patience.stream))?;
-            loop {
-                match stream.peek(&mut [0]) {
-                    // As after SIGSTOP and SIGCONT.
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    peeked => break peeked,
-                }
-            }
+            restarted(|| stream.peek(&mut [0]))
         });
         match waited.and_then(|_| stream.set_nonblocking(true)) {
             Err(error) if is_timeout(&error) => Err(Ended::Silent(self.patience.stream)),
@@ -313,17 +308,13 @@ fn sentence(mut body: Vec<u8>, mut stream: TcpStream, patience: Duration) -> Str
             break;
         }
         match stream.read(&mut piece) {
+            Ok(length @ 1..) => body.extend(&piece[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => break,
-            Ok(length) => body.extend(&piece[..length]),
         }
     }
     body.truncate(MAX_REFUSAL);
     String::from_utf8_lossy(&body).trim().to_owned()
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    // Unix says the one, Windows the other.
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 #[cfg(test)]

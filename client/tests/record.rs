@@ -52,9 +52,7 @@ fn mode(path: &str) -> u32 {
 /// Connects to the URL in a note of `replay`.
 fn connect(note: &str) -> Session {
     let address = note.split("ws://").nth(1).unwrap().trim_end_matches('/');
-    let stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    Session(tungstenite::client(format!("ws://{address}/"), stream).unwrap().0)
+    Session::connect(address)
 }
 
 #[test]

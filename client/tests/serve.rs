@@ -3,19 +3,13 @@
 
 mod harness;
 
-use std::{io::Write, net::TcpStream, time::Duration};
+use std::io::Write;
 
 use flate2::{Compression, write::GzEncoder};
 use harness::{Plaintap, Server, Session, event, heartbeat, log};
 use plaintap_proto::{Direction, Event, LogEntry, Protocol, log_entry::Payload};
 use prost::Message as _;
 use tungstenite::Message;
-
-fn connect(address: &str) -> Session {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    Session(tungstenite::client(format!("ws://{address}/"), stream).unwrap().0)
-}
 
 fn next(session: &mut Session) -> LogEntry {
     let Message::Binary(bytes) = session.0.read().unwrap() else { panic!() };
@@ -49,7 +43,7 @@ fn a_viewer_gets_http_decoded_in_the_fields_that_it_knows() {
     let note = serve.notes("listening on ");
     let address = note.split("ws://").nth(1).unwrap().trim_end_matches('/');
     let mut source = upstream.accept();
-    let mut viewers = [connect(address), connect(address)];
+    let mut viewers = [Session::connect(address), Session::connect(address)];
     for viewer in &mut viewers {
         assert!(matches!(next(viewer).payload, Some(Payload::HeartbeatPayload(beat)) if beat.count == 0));
     }

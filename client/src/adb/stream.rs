@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::{Error, said};
-use crate::text;
+use crate::{
+    text,
+    waits::{is_timeout, restarted},
+};
 
 /// How long the server may think about a request; the device's own answers have deadlines of their own.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -74,11 +77,9 @@ impl Stream {
             if left.is_zero() || !self.wait(left)? {
                 return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
-            match self.socket.read(&mut bytes[filled..]) {
-                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(more) => filled += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+            match restarted(|| self.socket.read(&mut bytes[filled..]))? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                more => filled += more,
             }
         }
         Ok(())
@@ -87,13 +88,10 @@ impl Stream {
     /// Waits until there is something to read, be it the end; `false`: nothing came for so long.
     pub fn wait(&mut self, patience: Duration) -> Result<bool, Error> {
         self.socket.set_read_timeout(Some(patience))?;
-        let came = loop {
-            match self.socket.peek(&mut [0]) {
-                Ok(_) => break true,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_timeout(&error) => break false,
-                Err(error) => return Err(error.into()),
-            }
+        let came = match restarted(|| self.socket.peek(&mut [0])) {
+            Ok(_) => true,
+            Err(error) if is_timeout(&error) => false,
+            Err(error) => return Err(error.into()),
         };
         self.socket.set_read_timeout(Some(PATIENCE))?;
         Ok(came)
@@ -108,11 +106,6 @@ impl Stream {
     pub fn into_inner(self) -> TcpStream {
         self.socket
     }
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    // Unix says the one, Windows the other.
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// Enough of a request to know it by.

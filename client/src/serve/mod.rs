@@ -20,7 +20,7 @@ use std::{
 
 use plaintap_proto::{Heartbeat, LogEntry, LogType, log_entry::Payload};
 use prost::{DecodeError, Message as _, bytes::Bytes};
-use tungstenite::{Error as WsError, Message, WebSocket};
+use tungstenite::{Error as WsError, Message};
 
 use crate::{
     commands::ServeArgs,
@@ -179,11 +179,7 @@ impl Clients {
     }
 }
 
-fn serve(
-    socket: &mut WebSocket<TcpStream>,
-    waiting: &Receiver<Bytes>,
-    missed: &AtomicU64,
-) -> Result<(), WsError> {
+fn serve(socket: &mut server::Client, waiting: &Receiver<Bytes>, missed: &AtomicU64) -> Result<(), WsError> {
     let (mut count, mut told) = (0, 0);
     let mut due = Instant::now();
     loop {

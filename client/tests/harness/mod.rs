@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use plaintap::waits::Restarting;
 use plaintap_proto::{Event, Heartbeat, LogEntry, LogType, log_entry::Payload};
 use prost::Message as _;
 use tungstenite::{
@@ -41,11 +42,11 @@ impl Server {
     }
 
     /// A connection on which nothing was said yet.
-    pub fn accept_tcp(&self) -> TcpStream {
+    pub fn accept_tcp(&self) -> Restarting<TcpStream> {
         let stream = self.streams.recv_timeout(PATIENCE).expect("nobody connects");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream
+        Restarting(stream)
     }
 
     pub fn accept(&self) -> Session {
@@ -53,7 +54,7 @@ impl Server {
     }
 
     /// Answers a connection in HTTP and returns it, so that it can be kept open.
-    pub fn refuse(&self, answer: &str) -> TcpStream {
+    pub fn refuse(&self, answer: &str) -> Restarting<TcpStream> {
         let mut stream = self.accept_tcp();
         read_request(&mut stream);
         stream.write_all(answer.as_bytes()).unwrap();
@@ -62,7 +63,7 @@ impl Server {
 }
 
 /// All of a request's head, in lower case.
-pub fn read_request(stream: &mut TcpStream) -> String {
+pub fn read_request(stream: &mut impl Read) -> String {
     let mut request = vec![];
     while !request.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -73,9 +74,16 @@ pub fn read_request(stream: &mut TcpStream) -> String {
 }
 
 /// One connection, seen from the server. To drop it is to cut it.
-pub struct Session(pub WebSocket<TcpStream>);
+pub struct Session(pub WebSocket<Restarting<TcpStream>>);
 
 impl Session {
+    /// Connects to a server, as its client.
+    pub fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(tungstenite::client(format!("ws://{address}/"), Restarting(stream)).unwrap().0)
+    }
+
     pub fn send(&mut self, entry: &LogEntry) {
         self.0.send(Message::binary(entry.encode_to_vec())).unwrap();
     }
