@@ -19,6 +19,9 @@ pub mod program;
 pub mod raw;
 pub mod storm;
 pub mod stream;
+// The client's own, without all that the client depends on.
+#[path = "../../client/src/waits.rs"]
+pub mod waits;
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::PATIENCE;
+use crate::waits::restarted;
 
 /// A WebSocket key, as every handshake needs one. Source: RFC 6455, section 1.3.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -45,7 +46,7 @@ pub fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         ensure!(Instant::now() < deadline, "waited {PATIENCE:?} for the end of {}", bytes.escape_ascii());
-        match stream.read(&mut buffer) {
+        match restarted(|| stream.read(&mut buffer)) {
             Ok(0) => break,
             Ok(read) => bytes.extend_from_slice(&buffer[..read]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
@@ -84,7 +85,7 @@ pub fn wait_for_end(mut stream: TcpStream) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         ensure!(Instant::now() < deadline, "waited {PATIENCE:?} for the connection's end, but it goes on");
-        match stream.read(&mut buffer) {
+        match restarted(|| stream.read(&mut buffer)) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),

@@ -1,6 +1,5 @@
 //! A client of the agent: blocking, with a bound to every wait. It keeps all that it received.
 
-use std::io::ErrorKind;
 use std::mem;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::thread;
@@ -15,6 +14,7 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::{Bytes, ClientRequestBuilder, Error, Message, WebSocket};
 
 use crate::PATIENCE;
+use crate::waits::{Restarting, is_timeout};
 
 /// More answers to pings than any test's messages take that wait in the agent's socket.
 const MAX_PINGS: u32 = 1000;
@@ -65,7 +65,7 @@ impl Received {
 
 /// A connected client.
 pub struct Client {
-    socket: WebSocket<TcpStream>,
+    socket: WebSocket<Restarting<TcpStream>>,
     /// The handshake's answer.
     pub answer: Response,
     /// All messages so far.
@@ -102,7 +102,7 @@ impl Client {
         let request = ClientRequestBuilder::new(uri);
         let request =
             headers.iter().fold(request, |request, (name, value)| request.with_header(*name, *value));
-        let (socket, answer) = match tungstenite::client(request, stream) {
+        let (socket, answer) = match tungstenite::client(request, Restarting(stream)) {
             Ok(connected) => connected,
             Err(error) => bail!("the handshake with {url}: {error}"),
         };
@@ -218,11 +218,7 @@ impl Client {
             }
             Ok(Message::Ping(_)) => {}
             Ok(other) => bail!("the agent sent what the protocol has not: {other:?}"),
-            Err(Error::Io(error))
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                ) => {}
+            Err(Error::Io(error)) if is_timeout(&error) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())

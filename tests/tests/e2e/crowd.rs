@@ -11,6 +11,7 @@ use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::raw::{ask, handshake};
 use plaintap_tests::stream::Client;
+use plaintap_tests::waits::Restarting;
 use plaintap_tests::{BORINGSSL, PATIENCE, process, until};
 use prost::Message as _;
 use tungstenite::{Message, WebSocket};
@@ -36,7 +37,7 @@ fn memory(pid: u32) -> Result<u64> {
 
 /// A client that keeps nothing but what it has counted.
 struct Reader {
-    socket: WebSocket<TcpStream>,
+    socket: WebSocket<Restarting<TcpStream>>,
     last_seq: u64,
     bytes: u64,
 }
@@ -45,7 +46,8 @@ impl Reader {
     fn connect(url: &str) -> Result<Self> {
         let stream = TcpStream::connect(url.trim_start_matches("ws://").trim_end_matches('/'))?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let (socket, _) = tungstenite::client(url, stream).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let (socket, _) =
+            tungstenite::client(url, Restarting(stream)).map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(Self { socket, last_seq: 0, bytes: 0 })
     }
 

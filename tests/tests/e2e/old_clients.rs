@@ -12,6 +12,7 @@ use plaintap_tests::pattern::pattern;
 use plaintap_tests::process::Process;
 use plaintap_tests::program::unique_name;
 use plaintap_tests::stream::Client;
+use plaintap_tests::waits::Restarting;
 use plaintap_tests::{BORINGSSL, OPENSSL, PATIENCE, need, net, process, until};
 use prost::Message as _;
 use tungstenite::Message;
@@ -162,7 +163,7 @@ fn behind_serve_they_read_http2_and_compressed_bodies_as_text() -> Result<()> {
     // Not the tests' own client, which asks for more of an agent than an old one gives.
     let stream = TcpStream::connect(url.trim_start_matches("ws://").trim_end_matches('/'))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let (mut viewer, _) = tungstenite::client(&url, stream)?;
+    let (mut viewer, _) = tungstenite::client(&url, Restarting(stream))?;
 
     let mut curl = Command::new(process::renamed(&need::program("curl", "curl")?, folder, &name)?);
     curl.args(["--silent", "--insecure", "--max-time", "15", "--http2", "-o", "/dev/null"]);
