@@ -106,6 +106,7 @@ static int listener, connections, first_number;
 static struct sockaddr_in address;
 static uint64_t rate, round_start, round_end;
 static _Atomic uint64_t messages, last_move;
+static _Atomic int beginners; /* threads that have not seen the round end: they may begin a message */
 static _Atomic int threads_told;
 static pthread_barrier_t start;
 
@@ -362,7 +363,9 @@ static bool write_some(int index, int side, uint64_t *random, uint64_t now) {
     return true;
 }
 
+/* Nobody begins a message any more, and all that was said was heard. */
 static bool settled(void) {
+    if (atomic_load(&beginners) > 0) return false;
     for (int i = 0; i < connections; i++)
         for (int side = 0; side < SIDES; side++)
             if (atomic_load(&ends[i][side].under_way) || atomic_load(&ends[i][side].written) == 0 ||
@@ -381,7 +384,7 @@ static void *run_thread(void *argument) {
     printf("thread tid=%d side=%s\n", (int)tid, side_names[side]);
     pthread_barrier_wait(&start); /* all threads are there; the main one opens the connections */
     pthread_barrier_wait(&start);
-    bool moved = true;
+    bool moved = true, begins = true;
     for (;;) {
         struct pollfd watched[MAX_CONNECTIONS];
         for (int i = 0; i < connections; i++) {
@@ -404,6 +407,8 @@ static void *run_thread(void *argument) {
         }
         if (moved) atomic_store(&last_move, now);
         if (now < round_end) continue;
+        if (begins) atomic_fetch_sub(&beginners, 1);
+        begins = false;
         if (settled()) return NULL;
         uint64_t last = atomic_load(&last_move);
         if (now > (last > round_end ? last : round_end) + PATIENCE) die("nothing moved for %d ms", PATIENCE);
@@ -422,6 +427,7 @@ static void run_round(int threads, uint64_t duration) {
     for (int i = 0; i < connections; i++) open_connection(i);
     puts("running");
     atomic_store(&messages, 0);
+    atomic_store(&beginners, threads * SIDES);
     round_start = milliseconds();
     round_end = round_start + duration;
     atomic_store(&last_move, round_start);
