@@ -151,7 +151,12 @@ impl Connection {
     /// Waits until something comes, and says whether it did.
     fn waited(&mut self, patience: Duration) -> Result<bool> {
         self.stream.get_ref().set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;
-        let came = self.stream.fill_buf().map(<[u8]>::len);
+        let came = loop {
+            match self.stream.fill_buf().map(<[u8]>::len) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                came => break came,
+            }
+        };
         self.stream.get_ref().set_read_timeout(Some(PATIENCE))?;
         match came {
             Ok(length) => {

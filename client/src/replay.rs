@@ -24,7 +24,6 @@ use crate::{
     consume::{self, Interrupt},
     note::{self, note},
     server::{self, Server},
-    waits::restarted,
 };
 
 /// As large as the client takes.
@@ -277,11 +276,13 @@ impl<R: Read> Messages<R> {
         let mut length = 0u64;
         for index in 0.. {
             let mut byte = [0];
-            match restarted(|| self.from.read(&mut byte)) {
-                Ok(0) if index == 0 => return Ok(None),
-                Ok(0) => return Err(Wrong::Cut(began)),
-                Ok(_) => self.at += 1,
-                Err(error) => return Err(Wrong::Io(self.at, error)),
+            match self.from.read_exact(&mut byte) {
+                Ok(()) => self.at += 1,
+                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                    return Err(Wrong::Io(self.at, error));
+                }
+                Err(_) if index == 0 => return Ok(None),
+                Err(_) => return Err(Wrong::Cut(began)),
             }
             length |= u64::from(byte[0] & 0x7f) << (7 * index).min(63);
             if length > MAX_MESSAGE || index > 3 {

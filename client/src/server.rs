@@ -27,12 +27,11 @@ const STUCK: Duration = Duration::from_secs(60);
 const MAX_SAID: usize = 64 << 10;
 /// What one read may take, which is cleared before each. Clients say next to nothing.
 const READ_BUFFER: usize = 1 << 10;
-
-/// What one read of a pause may wait: it waits as long again if it is interrupted.
+/// What one read of a pause may wait. It may wait as long again if it is interrupted.
 const SLICE: Duration = Duration::from_secs(1);
 
 /// A client that was let in.
-pub type Client = WebSocket<Restarting<TcpStream>>;
+pub type Client = WebSocket<Restarting>;
 
 /// No client can come.
 #[derive(Debug, thiserror::Error)]

@@ -179,7 +179,7 @@ impl Source {
 
 /// A connection to a WebSocket server.
 pub struct Socket {
-    socket: WebSocket<Restarting<TcpStream>>,
+    socket: WebSocket<Restarting>,
     patience: Patience,
     /// There was nothing left to read.
     idle: bool,
@@ -258,7 +258,7 @@ impl Socket {
         let stream = self.socket.get_ref();
         let waited = stream.set_nonblocking(false).and_then(|()| {
             stream.set_read_timeout(Some(self.patience.stream))?;
-            restarted(|| stream.peek(&mut [0]))
+            restarted(self.patience.stream, || stream.peek(&mut [0]))
         });
         match waited.and_then(|_| stream.set_nonblocking(true)) {
             Err(error) if is_timeout(&error) => Err(Ended::Silent(self.patience.stream)),

@@ -1,19 +1,27 @@
 //! Sockets' calls that have a timeout.
 //!
-//! Where a process was stopped or frozen (SIGSTOP, a freezer cgroup, a system's suspend), Linux begins a socket's calls again
-//! by itself, but not those of a socket with a timeout: they fail with EINTR. Source: signal(7), "Interruption of system calls
-//! and library functions by stop signals".
+//! Linux begins a socket's calls again by itself after the process was stopped (SIGSTOP), unless the socket has a timeout:
+//! they fail with EINTR then. So they do after a freeze, be it a cgroup's or a suspend's. Source: signal(7), "Interruption
+//! of system calls and library functions by stop signals", for the first.
 
 use std::{
-    io::{self, IoSlice, Read, Write},
+    io::{self, Read, Write},
+    net::TcpStream,
     ops::Deref,
+    time::{Duration, Instant},
 };
 
-/// What `call` does when nothing interrupts it.
-pub fn restarted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// What `call` does when nothing interrupts it. Each time it waits for its own timeout; interrupted after that, it has timed
+/// out, so that it takes twice as long at the most.
+pub fn restarted<T>(timeout: Duration, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let began = Instant::now();
     loop {
         match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                if began.elapsed() >= timeout {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
             done => return done,
         }
     }
@@ -25,83 +33,69 @@ pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-/// A stream of which nothing interrupts a read or a write, for those who take EINTR for its end, as tungstenite does in a
-/// handshake. A wait that was interrupted has its whole timeout again.
+/// A connection of which nothing interrupts a read or a write, for those who take EINTR for its end, as tungstenite does in
+/// a handshake.
 #[derive(Debug)]
-pub struct Restarting<S>(pub S);
+pub struct Restarting(pub TcpStream);
 
-impl<S> Deref for Restarting<S> {
-    type Target = S;
+impl Deref for Restarting {
+    type Target = TcpStream;
 
-    fn deref(&self) -> &S {
+    fn deref(&self) -> &TcpStream {
         &self.0
     }
 }
 
-impl<S: Read> Read for Restarting<S> {
+impl Read for Restarting {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        restarted(|| self.0.read(bytes))
+        match self.0.read(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                restarted(self.0.read_timeout()?.unwrap_or(Duration::MAX), || self.0.read(bytes))
+            }
+            done => done,
+        }
     }
 }
 
-impl<S: Write> Write for Restarting<S> {
+impl Write for Restarting {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        restarted(|| self.0.write(bytes))
-    }
-
-    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        restarted(|| self.0.write_vectored(pieces))
+        match self.0.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                restarted(self.0.write_timeout()?.unwrap_or(Duration::MAX), || self.0.write(bytes))
+            }
+            done => done,
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        restarted(|| self.0.flush())
+        self.0.flush()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
-
-    /// Interrupted each second time, from the first on.
-    struct Frozen<S> {
-        stream: S,
-        calls: usize,
-    }
-
-    impl<S> Frozen<S> {
-        fn call<T>(&mut self, call: impl FnOnce(&mut S) -> io::Result<T>) -> io::Result<T> {
-            self.calls += 1;
-            if self.calls % 2 == 1 { Err(io::ErrorKind::Interrupted.into()) } else { call(&mut self.stream) }
-        }
-    }
-
-    impl<S: Read> Read for Frozen<S> {
-        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-            self.call(|stream| stream.read(bytes))
-        }
-    }
-
-    impl<S: Write> Write for Frozen<S> {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.call(|stream| stream.write(bytes))
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            self.call(Write::flush)
-        }
-    }
 
     #[test]
     fn what_is_interrupted_is_done_all_the_same_and_other_errors_are_told() {
-        let mut from = Restarting(Frozen { stream: &b"ab"[..], calls: 0 });
-        let mut bytes = [0; 4];
-        assert_eq!((from.read(&mut bytes).unwrap(), from.read(&mut bytes[2..]).unwrap()), (2, 0));
-        let mut room = [0; 2];
-        let mut to = Restarting(Frozen { stream: &mut room[..], calls: 0 });
-        assert_eq!((to.write(&bytes).unwrap(), to.write(b"c").unwrap()), (2, 0));
-        to.flush().unwrap();
-        assert_eq!(&room, b"ab");
-        let broken: io::Result<()> = restarted(|| Err(io::ErrorKind::BrokenPipe.into()));
+        let mut calls = 0;
+        let done = restarted(Duration::MAX, || {
+            calls += 1;
+            if calls < 4 { Err(io::ErrorKind::Interrupted.into()) } else { Ok(calls) }
+        });
+        assert_eq!(done.unwrap(), 4);
+        let broken: io::Result<()> = restarted(Duration::MAX, || Err(io::ErrorKind::BrokenPipe.into()));
         assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn what_is_interrupted_for_ever_times_out() {
+        let waited: io::Result<()> = restarted(Duration::from_millis(20), || {
+            thread::sleep(Duration::from_millis(1));
+            Err(io::ErrorKind::Interrupted.into())
+        });
+        assert!(is_timeout(&waited.unwrap_err()));
     }
 }

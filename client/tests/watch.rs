@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
 };
 
-use harness::{Plaintap, Server, event, heartbeat, log, read_request};
+use harness::{Plaintap, Server, Session, event, heartbeat, log, read_request};
 use plaintap_proto::{Direction, log_entry::Payload};
 use tungstenite::{Message, protocol::frame::coding::CloseCode};
 
@@ -274,6 +274,18 @@ fn the_request_is_one_that_servers_let_in() {
     }
     stream.write_all(b"HTTP/1.1 404 Not Found\r\n\r\n").unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0, "it says no more");
+}
+
+#[test]
+fn what_stands_still_amid_a_handshake_goes_on_with_it() {
+    let server = Server::new();
+    let watch = Plaintap::watch(&["--count=1", "--raw", "--no-reconnect", &server.url()]);
+    let stream = server.accept_tcp();
+    watch.stands_still();
+    let mut session = Session(tungstenite::accept(stream).unwrap());
+    session.send(&event(1, "after all"));
+    let done = watch.done();
+    assert!(done.stdout.contains("after all") && done.code == Some(0), "{}{}", done.stdout, done.stderr);
 }
 
 /// Each vector's message and its JSON.

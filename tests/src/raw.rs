@@ -46,7 +46,7 @@ pub fn read_answer(stream: &mut TcpStream) -> Result<Answer> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         ensure!(Instant::now() < deadline, "waited {PATIENCE:?} for the end of {}", bytes.escape_ascii());
-        match restarted(|| stream.read(&mut buffer)) {
+        match restarted(PATIENCE, || stream.read(&mut buffer)) {
             Ok(0) => break,
             Ok(read) => bytes.extend_from_slice(&buffer[..read]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
@@ -85,7 +85,7 @@ pub fn wait_for_end(mut stream: TcpStream) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         ensure!(Instant::now() < deadline, "waited {PATIENCE:?} for the connection's end, but it goes on");
-        match restarted(|| stream.read(&mut buffer)) {
+        match restarted(PATIENCE, || stream.read(&mut buffer)) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),

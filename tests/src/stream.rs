@@ -65,7 +65,7 @@ impl Received {
 
 /// A connected client.
 pub struct Client {
-    socket: WebSocket<Restarting<TcpStream>>,
+    socket: WebSocket<Restarting>,
     /// The handshake's answer.
     pub answer: Response,
     /// All messages so far.

@@ -54,7 +54,7 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Shows that the kernel has uprobes. Source: linux, Documentation/ABI/testing/sysfs-bus-event_source-devices.
 const UPROBE_EVENTS: &str = "/sys/bus/event_source/devices/uprobe/type";
 
-/// How often a program is loaded that the verifier gives up. Source: libbpf, src/bpf.c, PROG_LOAD_ATTEMPTS.
+/// How often a program is given to a verifier that is interrupted. Source: libbpf, src/bpf.c, PROG_LOAD_ATTEMPTS.
 const LOAD_ATTEMPTS: u32 = 5;
 
 /// The program that looks at the calls of a guessed function.
@@ -80,7 +80,7 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// There was no memory or no file descriptor left; there may be later.
+    /// There was no memory or no file descriptor left, or the kernel was interrupted; later it may go.
     #[error("can't {what} for now")]
     Short {
         /// What was tried.
@@ -201,11 +201,18 @@ impl Capture {
         }
     }
 
-    /// The verifier's words, which take megabytes, are asked for only where the kernel has refused.
+    /// aya asks for a log in each second attempt, which may be one after an interruption. Of what the verifier says, which
+    /// takes megabytes, all is asked for only where the kernel has refused.
     fn load_with(sizes: Sizes, filters: &Filters) -> Result<Self, Error> {
-        match Self::load_logged(sizes, filters, VerifierLogLevel::STATS) {
-            Err(Error::Kernel { .. }) => Self::load_logged(sizes, filters, VerifierLogLevel::default()),
-            loaded => loaded,
+        let refused = match Self::load_logged(sizes, filters, VerifierLogLevel::STATS) {
+            Err(refused @ Error::Kernel { .. }) => refused,
+            loaded => return loaded,
+        };
+        match Self::load_logged(sizes, filters, VerifierLogLevel::default()) {
+            // More than aya takes of a log: what was refused says why, if not where.
+            Err(Error::Kernel { source, .. }) if errno(&*source) == Some(Errno::ENOSPC) => Err(refused),
+            loaded @ (Ok(_) | Err(Error::Kernel { .. })) => loaded,
+            Err(_) => Err(refused),
         }
     }
 
@@ -572,20 +579,22 @@ fn programs(function: Function) -> (&'static str, Option<&'static str>) {
 
 /// Loads a program, though the verifier gives up where the process is stopped or frozen meanwhile, as by a suspend.
 fn load(name: &str, program: &mut Program) -> Result<(), Error> {
+    let loaded = match program {
+        Program::UProbe(program) => uninterrupted(|| program.load()),
+        Program::KProbe(program) => uninterrupted(|| program.load()),
+        Program::RawTracePoint(program) => uninterrupted(|| program.load()),
+        _ => return Err(Error::Object("programs of known kinds only")),
+    };
+    loaded.map_err(|error| Error::from_aya(&format!("load the eBPF program {name}"), error.into()))
+}
+
+/// Tries again what was interrupted, a few times.
+fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     let mut attempts = 1;
     loop {
-        let loaded = match program {
-            Program::UProbe(program) => program.load(),
-            Program::KProbe(program) => program.load(),
-            Program::RawTracePoint(program) => program.load(),
-            _ => return Err(Error::Object("programs of known kinds only")),
-        };
-        match loaded {
-            Ok(()) => return Ok(()),
+        match load() {
             Err(error) if errno(&error) == Some(Errno::EAGAIN) && attempts < LOAD_ATTEMPTS => attempts += 1,
-            Err(error) => {
-                return Err(Error::from_aya(&format!("load the eBPF program {name}"), error.into()));
-            }
+            loaded => return loaded,
         }
     }
 }
@@ -600,9 +609,8 @@ impl Error {
             Some(errno @ (Errno::EPERM | Errno::EACCES)) if errno == Errno::EPERM || !is_load => {
                 Self::NotPermitted { what, remedy: remedy(errno), source: errno.into() }
             }
-            Some(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN))
-                if errno == Errno::EAGAIN || !is_load =>
-            {
+            Some(errno @ Errno::EAGAIN) => Self::Short { what, source: errno.into() },
+            Some(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) if !is_load => {
                 Self::Short { what, source: errno.into() }
             }
             _ => Self::Kernel { what, source: Box::new(error) },
@@ -630,5 +638,34 @@ fn remedy(errno: Errno) -> String {
              Magisk's su or adb root give it"
         ),
         _ => "run as root (on Android by su), or with CAP_BPF and CAP_PERFMON".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    #[test]
+    fn what_is_interrupted_is_loaded_again_a_few_times_and_what_is_refused_is_not() {
+        for (errno, failures, loads, done) in
+            [(Errno::EAGAIN, 4, 5, true), (Errno::EAGAIN, 9, 5, false), (Errno::EACCES, 1, 1, false)]
+        {
+            let mut count = 0;
+            let loaded = uninterrupted(|| {
+                count += 1;
+                if count > failures {
+                    return Ok(());
+                }
+                let call = "bpf_prog_load";
+                Err(ProgramError::SyscallError(SyscallError { call, io_error: errno.into() }))
+            });
+            assert_eq!((count, loaded.is_ok()), (loads, done), "{errno}");
+            if let Err(error) = loaded {
+                let error = Error::from_aya("load it", error.into());
+                assert_eq!(matches!(error, Error::Short { .. }), errno == Errno::EAGAIN, "{error}");
+            }
+        }
     }
 }

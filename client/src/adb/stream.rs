@@ -77,7 +77,7 @@ impl Stream {
             if left.is_zero() || !self.wait(left)? {
                 return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
-            match restarted(|| self.socket.read(&mut bytes[filled..]))? {
+            match restarted(left, || self.socket.read(&mut bytes[filled..]))? {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 more => filled += more,
             }
@@ -88,7 +88,7 @@ impl Stream {
     /// Waits until there is something to read, be it the end; `false`: nothing came for so long.
     pub fn wait(&mut self, patience: Duration) -> Result<bool, Error> {
         self.socket.set_read_timeout(Some(patience))?;
-        let came = match restarted(|| self.socket.peek(&mut [0])) {
+        let came = match restarted(patience, || self.socket.peek(&mut [0])) {
             Ok(_) => true,
             Err(error) if is_timeout(&error) => false,
             Err(error) => return Err(error.into()),

@@ -10,8 +10,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::waits::restarted;
-
 /// Bytes that may wait.
 const ROOM: usize = 64 << 10;
 
@@ -194,9 +192,10 @@ impl Sink {
         let mut put = 0;
         let mut done = self.seek(self.whole);
         while done.is_ok() && put < self.waiting.len() {
-            match restarted(|| self.file.write(&self.waiting[put..])) {
+            match self.file.write(&self.waiting[put..]) {
                 Ok(0) => done = Err(io::ErrorKind::WriteZero.into()),
                 Ok(more) => put += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => done = Err(error),
             }
         }

@@ -2,12 +2,13 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use plaintap::waits::Restarting;
@@ -42,7 +43,7 @@ impl Server {
     }
 
     /// A connection on which nothing was said yet.
-    pub fn accept_tcp(&self) -> Restarting<TcpStream> {
+    pub fn accept_tcp(&self) -> Restarting {
         let stream = self.streams.recv_timeout(PATIENCE).expect("nobody connects");
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -54,7 +55,7 @@ impl Server {
     }
 
     /// Answers a connection in HTTP and returns it, so that it can be kept open.
-    pub fn refuse(&self, answer: &str) -> Restarting<TcpStream> {
+    pub fn refuse(&self, answer: &str) -> Restarting {
         let mut stream = self.accept_tcp();
         read_request(&mut stream);
         stream.write_all(answer.as_bytes()).unwrap();
@@ -74,7 +75,7 @@ pub fn read_request(stream: &mut impl Read) -> String {
 }
 
 /// One connection, seen from the server. To drop it is to cut it.
-pub struct Session(pub WebSocket<Restarting<TcpStream>>);
+pub struct Session(pub WebSocket<Restarting>);
 
 impl Session {
     /// Connects to a server, as its client.
@@ -190,6 +191,19 @@ impl Plaintap {
     pub fn signal(&self, name: &str) {
         let signal = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(signal.success());
+    }
+
+    /// Stops all of it and lets it go on, when it had time to wait for what comes next.
+    pub fn stands_still(&self) {
+        thread::sleep(Duration::from_millis(100));
+        self.signal("STOP");
+        let stat = format!("/proc/{}/stat", self.child.id());
+        let deadline = Instant::now() + PATIENCE;
+        while !fs::read_to_string(&stat).unwrap().contains(") T ") {
+            assert!(Instant::now() < deadline, "it does not stop");
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.signal("CONT");
     }
 
     /// Waits for it to end.

@@ -37,7 +37,7 @@ fn memory(pid: u32) -> Result<u64> {
 
 /// A client that keeps nothing but what it has counted.
 struct Reader {
-    socket: WebSocket<Restarting<TcpStream>>,
+    socket: WebSocket<Restarting>,
     last_seq: u64,
     bytes: u64,
 }

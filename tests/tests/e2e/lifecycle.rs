@@ -244,7 +244,7 @@ fn a_service_manager_is_told_that_it_is_ready_alive_and_ending() -> Result<()> {
     manager.set_read_timeout(Some(PATIENCE))?;
     let next = || -> Result<String> {
         let mut message = [0; 64];
-        let length = restarted(|| manager.recv(&mut message)).context("waiting for a word")?;
+        let length = restarted(PATIENCE, || manager.recv(&mut message)).context("waiting for a word")?;
         Ok(String::from_utf8_lossy(&message[..length]).into_owned())
     };
     let place = place.to_string_lossy();

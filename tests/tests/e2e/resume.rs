@@ -15,7 +15,7 @@ use plaintap_tests::process::Process;
 use plaintap_tests::storm::{Random, Round, Storm};
 use plaintap_tests::stream::{Client, Received};
 use plaintap_tests::waits::restarted;
-use plaintap_tests::{BORINGSSL, need, until};
+use plaintap_tests::{BORINGSSL, PATIENCE, need, until};
 use tungstenite::Bytes;
 
 const CUTS: u32 = 100;
@@ -212,7 +212,7 @@ impl Way {
 
 fn carry(mut from: TcpStream, mut to: TcpStream) {
     let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = restarted(|| from.read(&mut buffer)) {
+    while let Ok(length @ 1..) = restarted(PATIENCE, || from.read(&mut buffer)) {
         if to.write_all(&buffer[..length]).is_err() {
             break;
         }

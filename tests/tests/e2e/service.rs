@@ -22,7 +22,7 @@ use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::pattern::pattern;
 use plaintap_tests::stream::Client;
 use plaintap_tests::waits::restarted;
-use plaintap_tests::{BORINGSSL, process, until};
+use plaintap_tests::{BORINGSSL, PATIENCE, process, until};
 use tempfile::TempDir;
 
 /// What stands in for a service manager.
@@ -49,7 +49,7 @@ impl Manager {
 
     fn hears(&self) -> Result<String> {
         let mut text = [0; 64];
-        let length = restarted(|| self.socket.recv(&mut text)).context("nothing was said")?;
+        let length = restarted(PATIENCE, || self.socket.recv(&mut text)).context("nothing was said")?;
         Ok(String::from_utf8_lossy(&text[..length]).into_owned())
     }
 }
@@ -68,12 +68,11 @@ fn the_watchdog_hears_nothing_while_either_half_hangs() -> Result<()> {
         })?;
         // What was on its way between the halves arrives first, however much a busy machine let pile up.
         manager.socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-        until("two seconds of silence about who is stopped", || {
-            match restarted(|| manager.socket.recv(&mut [0; 64])) {
-                Ok(_) => Ok(None),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Some(())),
-                Err(error) => Err(error.into()),
-            }
+        until("two seconds of silence about who is stopped", || match manager.socket.recv(&mut [0; 64]) {
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Some(())),
+            Err(error) => Err(error.into()),
         })?;
         process::send(pid, Signal::SIGCONT)?;
         manager.socket.set_read_timeout(Some(Duration::from_secs(10)))?;
