@@ -52,10 +52,17 @@ flags=(
   --remap-path-prefix="${CARGO_HOME:-$HOME/.cargo}=/cargo"
 )
 linker_variable=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$triple")_LINKER
-env -u RUSTFLAGS -u CARGO_BUILD_TARGET \
-  CARGO_TARGET_DIR="$device" RUSTC=$device_rustc RUSTC_BOOTSTRAP=1 "$linker_variable=$linker" \
-  CARGO_ENCODED_RUSTFLAGS="$(IFS=$'\x1f' && printf '%s' "${flags[*]}")" \
-  $device_cargo build --release --locked -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$triple" -p "$name" --bin "$name"
+cargo_for_devices() {
+  env -u RUSTFLAGS -u CARGO_BUILD_TARGET \
+    CARGO_TARGET_DIR="$device" RUSTC=$device_rustc RUSTC_BOOTSTRAP=1 "$linker_variable=$linker" \
+    CARGO_ENCODED_RUSTFLAGS="$(IFS=$'\x1f' && printf '%s' "${flags[*]}")" \
+    $device_cargo build --release --locked "$@"
+}
+build=(-Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$triple" -p "$name" --bin "$name")
+cargo_for_devices "${build[@]}"
+# What is in it, for ci/package.sh; and what is in the eBPF objects, which plaintapd embeds.
+cargo_for_devices "${build[@]}" -Zunstable-options --unit-graph >"$device/$name-$arch.units"
+cargo_for_devices --target bpfel-unknown-none -p plaintap-bpf --bin plaintap-bpf -Zunstable-options --unit-graph >"$device/plaintap-bpf.units"
 
 mkdir -p dist
 program=dist/$name-$arch

@@ -48,20 +48,19 @@ bash android/magisk/build.sh dist
 bash buildroot/build.sh dist
 
 heading "what they are made of"
-use_cargo demo || die "no cargo of $(oldest_rust) or newer: bash ci/setup.sh test"
-musl=(aarch64-unknown-linux-musl x86_64-unknown-linux-musl)
 musl_version=$(sed -n 's/^#define VERSION "\(.*\)"$/\1/p' "${zig%/*}/lib/libc/musl/src/internal/version.h")
 libraries=("rust-std $(rust_version $device_rustc) MIT OR Apache-2.0" "musl ${musl_version:?is not told} MIT")
-for triple in "${musl[@]}"; do
-  /usr/bin/python3 -B ci/sbom.py sbom plaintapd "$triple" "${libraries[@]}" >"dist/plaintapd-${triple%%-*}.cdx.json"
+device=$target/device
+for arch in aarch64 x86_64; do
+  /usr/bin/python3 -B ci/sbom.py sbom plaintapd "$device"/{plaintapd-$arch,plaintap-bpf}.units -- "${libraries[@]}" >dist/plaintapd-$arch.cdx.json
 done
-/usr/bin/python3 -B ci/sbom.py sbom plaintap x86_64-unknown-linux-musl "${libraries[@]}" >dist/plaintap-x86_64.cdx.json
+/usr/bin/python3 -B ci/sbom.py sbom plaintap "$device/plaintap-x86_64.units" -- "${libraries[@]}" >dist/plaintap-x86_64.cdx.json
 {
-  /usr/bin/python3 -B ci/sbom.py licences plaintapd "${musl[@]}"
+  /usr/bin/python3 -B ci/sbom.py licences plaintapd "$device"/{plaintapd-aarch64,plaintapd-x86_64,plaintap-bpf}.units
   printf '\n%s\n\n' "$(printf '=%.0s' {1..80})"
-  /usr/bin/python3 -B ci/sbom.py licences plaintap x86_64-unknown-linux-musl
+  /usr/bin/python3 -B ci/sbom.py licences plaintap "$device/plaintap-x86_64.units"
   printf '\n%s\n\n' "$(printf '=%.0s' {1..80})"
-  say "Rust's standard library: MIT OR Apache-2.0, as LICENSE-MIT and LICENSE-APACHE here have them; https://www.rust-lang.org/"
+  say "Rust's standard library, but for the crates named above: MIT OR Apache-2.0, as LICENSE-MIT and LICENSE-APACHE here have them; https://www.rust-lang.org/"
   say "musl, the C library: MIT, as LICENSE-MIT here; Copyright (c) 2005-2020 Rich Felker, et al.; https://musl.libc.org/"
 } >dist/LICENSES.txt
 cp LICENSE-APACHE LICENSE-MIT dist/
