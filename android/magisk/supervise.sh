@@ -45,12 +45,16 @@ on_term() {
 }
 trap on_term TERM INT HUP
 
-# A pipe without a name once both ends are open.
+# A pipe without a name once both ends are open. A full /data has no room for one: what plaintapd logs, it hands to logd itself.
 pipe=$state/log.$$
-mkfifo -m 600 "$pipe" || exit 1
-to_logcat <"$pipe" &
-exec 3>"$pipe"
-rm -f "$pipe"
+if mkfifo -m 600 "$pipe"; then
+  to_logcat <"$pipe" &
+  exec 3>"$pipe"
+  rm -f "$pipe"
+else
+  tell "$pipe can't be made (is /data full?): only what plaintapd logs itself is in logcat"
+  exec 3>/dev/null
+fi
 
 # What a supervisor that was killed left behind holds the port.
 for pid in $(agents); do
