@@ -347,20 +347,29 @@ plaintap_adb() {
   say "  nor does one stay whose reader is gone first"
 }
 
-# The five commands as they stand, by Android's shell, but for the port of this computer, which may be in use.
+# as_documented DEVICE WHICH: the five commands as they stand, by Android's shell, but for the port of this computer, which may be in use.
+# WHICH of the two lists: 1 for who has su, 2 for an adbd that is root.
 as_documented() {
-  local commands port secret=secret-$RANDOM-by-the-book watching agent
-  mapfile -t commands < <(sed -n '/^## The same in five/,${/^    /{s/^    //p;b};/^That/q}' docs/android.md)
+  local device=$1 commands command port secret=secret-$RANDOM-by-the-book watching agent
+  mapfile -t commands < <(awk -v wanted="$2" '/^## /{ours = $0 == "## The same in five"; next} !ours{next}
+    /^    /{if (!within) lists++; within = 1; if (lists == wanted) print substr($0, 5); next} {within = 0}' docs/android.md)
   ((${#commands[@]} == 5)) || die "docs/android.md has ${#commands[@]} commands"
-  port=$(timeout 10 adb -s "$shell_device" forward tcp:0 tcp:28257)
-  export ANDROID_SERIAL=$shell_device
-  timeout "$patience" bash -c "${commands[0]}" >/dev/null || die "$machine: ${commands[0]}"
-  timeout "$patience" bash -c "${commands[1]}" || die "$machine: ${commands[1]}"
-  background by-hand bash -c "exec ${commands[2]%&}"
-  agent=$last
-  bash -c "${commands[3]/tcp:28257/tcp:$port}" >/dev/null || die "$machine: ${commands[3]}"
-  background documented env PATH="$(dirname "$plaintap"):$PATH" bash -c "exec ${commands[4]} ws://127.0.0.1:$port/ --json"
-  watching=$last
+  inside 'rm -f /data/local/tmp/plaintapd'
+  port=$(forward "$device" tcp:28257)
+  export ANDROID_SERIAL=$device
+  for command in "${commands[@]}"; do
+    case $command in
+      *' &')
+        background by-hand bash -c "exec ${command% &}"
+        agent=$last
+        ;;
+      'plaintap watch')
+        background documented env PATH="$(dirname "$plaintap"):$PATH" bash -c "exec $command ws://127.0.0.1:$port/ --json"
+        watching=$last
+        ;;
+      *) timeout "$patience" bash -c "${command/tcp:28257/tcp:$port}" >/dev/null || die "$machine: $command" ;;
+    esac
+  done
   unset ANDROID_SERIAL
   # Typed at once: the agent may still load its programs.
   expect documented.err "connected to"
@@ -373,7 +382,11 @@ as_documented() {
   inside 'killall plaintapd'
   until_true "$patience" agent_is_gone || die "$machine: killall does not end it"
   until_true "$patience" gone "$agent" || die "$machine: adb shell goes on without its command"
-  say "  the five commands of docs/android.md: the app's words appear, and nobody else's"
+}
+by_the_book() {
+  as_documented "$shell_device" 1
+  as_documented "$root_device" 2
+  say "  the five commands of docs/android.md, by su and by an adbd that is root: the app's words appear, and nobody else's"
 }
 
 # As the person who watches a lab: which devices there are is adb's to say.
@@ -428,7 +441,7 @@ for machine in "${machines[@]}"; do
   suspended
   cut_under_load
   plaintap_adb
-  as_documented
+  by_the_book
   if [[ $machine == "${kernels[-1]}" ]]; then relayed; fi
   inside 'echo >/tmp/end'
   ended "$guest" machine 0
