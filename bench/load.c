@@ -11,8 +11,8 @@
  *       BATCHES times: sleep, time CALLS writes of SIZE bytes, time the reads that take them. Prints the medians, in
  *       nanoseconds, of what writing SIZE bytes cost and what reading them cost.
  *   rate SIZE PER_SECOND MILLISECONDS
- *       Only over memory, and nothing else after it: writes at that rate, 0 for as fast as it can, and nobody reads. Prints
- *       the number of calls and the nanoseconds that they took.
+ *       Writes at that rate, 0 for as fast as it can; over tcp they are read again, over memory nobody reads, and nothing else
+ *       may come after it. Prints the number of writes and the nanoseconds that they took.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -228,7 +228,8 @@ static void cost(SSL *client, SSL *server, int size, int calls, int batches, int
     printf("cost %.1f %.1f\n", median(writes, batches), median(reads, batches));
 }
 
-static void rate(SSL *client, int size, long per_second, long milliseconds) {
+static void rate(SSL *client, SSL *server, int size, long per_second, long milliseconds) {
+    int memory = pipes[0].bytes != NULL;
     pipes[0].discards = 1;
     int64_t start = now(), end = start + milliseconds * 1000000, time;
     long calls = 0;
@@ -236,6 +237,7 @@ static void rate(SSL *client, int size, long per_second, long milliseconds) {
         int64_t due = per_second == 0 ? calls + 64 : (time - start) * per_second / 1000000000;
         while (calls < due) {
             write_once(client, size);
+            if (!memory) read_all(server, size, size);
             calls++;
         }
         if (per_second != 0) pause_for(200000);
@@ -288,8 +290,8 @@ int main(int count, char **arguments) {
         long per_second, milliseconds;
         if (sscanf(line, "cost %d %d %d %d", &size, &calls, &batches, &pause_us) == 4)
             cost(client, server, size, calls, batches, pause_us);
-        else if (sscanf(line, "rate %d %ld %ld", &size, &per_second, &milliseconds) == 3 && memory && size <= MAX_SIZE)
-            rate(client, size, per_second, milliseconds);
+        else if (sscanf(line, "rate %d %ld %ld", &size, &per_second, &milliseconds) == 3 && size <= MAX_SIZE)
+            rate(client, server, size, per_second, milliseconds);
         else
             die("a line that makes no sense");
     }

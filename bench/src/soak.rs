@@ -24,45 +24,67 @@ const LOADS: [(u32, u64, u64); 5] =
 const REMEMBERED: usize = 2200;
 /// Of the first cycles, which may grow what is kept for good.
 const WARM_UP: usize = 5;
+/// From this cycle on nothing is known any more of the files of the processes before the first: they are forgotten after 10 minutes.
+const SETTLED: usize = 11;
+/// Cycles over which descriptors are looked at, as they go up and down with the copies.
+const WINDOW: usize = 3;
 /// How much more of its own memory the attaching half may have later, in KiB: it remembers up to 8,192 files that others map.
 const SLACK_ATTACHING: u64 = 1024;
 /// And the serving half: what is remembered of connections and processes, and what an allocator leaves lying about.
 const SLACK_SERVING: u64 = 512;
 
-/// Runs for `minutes`, and prints a row for each; an error if anything grows.
+/// The agents, side by side: as one that is watched all the time is started, and as a service is.
+const KINDS: [(&str, &[&str]); 2] = [("always", &[]), ("on demand", &["--on-demand", "--linger", "1"])];
+
+/// Runs for `minutes`, and prints a row for each agent and minute; an error if anything grows.
 pub fn run(paths: &Paths, libraries: &[String], minutes: usize) -> Result<()> {
-    ensure!(minutes > WARM_UP, "a soak takes more than {WARM_UP} minutes");
-    let agent = Agent::with(&paths.agent, &["--comm", "tls-load", "--memory-limit", "8M"])?;
-    let pids = agent.pids()?;
-    eprintln!("plaintap-bench: {REMEMBERED} connections first, each of a process of its own");
-    remembered(paths, &agent, libraries)?;
-    println!(
-        "| minute | own KiB: attaching | serving | both, with file and ring | in the kernel | maps | descriptors | threads | events | lost | missed |"
-    );
-    println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
-    let mut rows = Vec::new();
-    for minute in 1..=minutes {
-        cycle(paths, &agent, libraries)?;
-        thread::sleep(REST);
-        let held = Held::by(pids)?;
-        let totals = agent.totals()?;
-        println!(
-            "| {minute} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            held.halves[0],
-            held.halves[1],
-            held.pss,
-            held.kernel,
-            held.maps,
-            held.descriptors,
-            held.threads,
-            totals.captured_events,
-            totals.lost_events,
-            totals.missed_messages,
-        );
-        rows.push(held);
+    ensure!(minutes > SETTLED + 2 * WINDOW, "a soak takes more than {} minutes", SETTLED + 2 * WINDOW);
+    let mut agents = Vec::new();
+    for (_, flags) in KINDS {
+        let flags = [&["--comm", "tls-load", "--memory-limit", "8M"], flags].concat();
+        agents.push(Agent::with(&paths.agent, &flags)?);
     }
-    let (before, after) = rows.split_at(WARM_UP);
+    eprintln!("plaintap-bench: {REMEMBERED} connections first, each of a process of its own");
+    remembered(paths, &agents, libraries)?;
+    println!(
+        "| agent | minute | own KiB: attaching | serving | both, with file and ring | in the kernel | maps | descriptors | threads | events | lost |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+    let mut rows = KINDS.map(|_| Vec::new());
+    for minute in 1..=minutes {
+        cycle(paths, &agents, libraries)?;
+        thread::sleep(REST);
+        for ((agent, (kind, _)), rows) in agents.iter().zip(KINDS).zip(&mut rows) {
+            let held = Held::by(agent.pids()?)?;
+            let totals = agent.totals()?;
+            println!(
+                "| {kind} | {minute} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                held.halves[0],
+                held.halves[1],
+                held.pss,
+                held.kernel,
+                held.maps,
+                held.descriptors,
+                held.threads,
+                totals.captured_events,
+                totals.lost_events,
+            );
+            rows.push(held);
+        }
+    }
+    for ((kind, _), rows) in KINDS.iter().zip(&rows) {
+        stayed(rows).with_context(|| format!("the agent that captures {kind}"))?;
+    }
+    println!(
+        "\nAfter minute {WARM_UP} nothing grew, but memory of their own, by no more than {SLACK_ATTACHING} and {SLACK_SERVING} KiB."
+    );
+    Ok(())
+}
+
+/// An error if an agent has more later than it had first.
+fn stayed(rows: &[Held]) -> Result<()> {
     let most = |rows: &[Held], what: fn(&Held) -> u64| rows.iter().map(what).max().unwrap_or(0);
+    let (before, after) = rows.split_at(WARM_UP);
     for (name, what, slack) in [
         ("the attaching half's memory", (|held| held.halves[0]) as fn(&Held) -> u64, SLACK_ATTACHING),
         ("the serving half's memory", |held| held.halves[1], SLACK_SERVING),
@@ -74,21 +96,19 @@ pub fn run(paths: &Paths, libraries: &[String], minutes: usize) -> Result<()> {
         ensure!(later <= first + slack, "{name} grew: {first} in the first {WARM_UP} minutes, {later} later");
     }
     // Each file that others map takes some, for as long as they do and ten minutes more: what counts is what it has in the end.
-    let first = most(before, |held| held.descriptors);
-    let last = after.iter().rev().take(3).map(|held| held.descriptors).min().unwrap_or(0);
+    let first = most(&rows[SETTLED..SETTLED + WINDOW], |held| held.descriptors);
+    let last = rows.iter().rev().take(WINDOW).map(|held| held.descriptors).min().unwrap_or(0);
     ensure!(
         last <= first,
-        "descriptors grew: {first} in the first {WARM_UP} minutes, {last} at the end; programs with TLS that run beside this count until 10 minutes after their end"
-    );
-    println!(
-        "\nAfter minute {WARM_UP} nothing grew, but memory of its own, by no more than {SLACK_ATTACHING} and {SLACK_SERVING} KiB."
+        "descriptors grew: {first} from minute {} on, {last} at the end; programs with TLS that run beside this count until 10 minutes after their end",
+        SETTLED + 1
     );
     Ok(())
 }
 
 /// Connections, one after the other.
-fn remembered(paths: &Paths, agent: &Agent, libraries: &[String]) -> Result<()> {
-    let _reads = Counter::connect(agent)?;
+fn remembered(paths: &Paths, agents: &[Agent], libraries: &[String]) -> Result<()> {
+    let _reads = agents.iter().map(Counter::connect).collect::<Result<Vec<_>>>()?;
     for library in libraries.iter().cycle().take(REMEMBERED) {
         Load::start(paths, library, "memory")?.rate(1 << 10, 1000, 2)?;
     }
@@ -96,21 +116,23 @@ fn remembered(paths: &Paths, agent: &Agent, libraries: &[String]) -> Result<()> 
 }
 
 /// One cycle's load.
-fn cycle(paths: &Paths, agent: &Agent, libraries: &[String]) -> Result<()> {
+fn cycle(paths: &Paths, agents: &[Agent], libraries: &[String]) -> Result<()> {
     let end = Instant::now() + LOADED;
     // For all of the cycle: one client that reads, and one that never does.
-    let _reads = Counter::connect(agent)?;
-    let _stuck = agent.connect("/")?;
+    let _reads = agents.iter().map(Counter::connect).collect::<Result<Vec<_>>>()?;
+    let _stuck = agents.iter().map(|agent| agent.connect("/")).collect::<Result<Vec<_>>>()?;
     let mut turn = 0;
     while Instant::now() < end {
         let library = &libraries[turn % libraries.len()];
         let (size, rate, milliseconds) = LOADS[turn % LOADS.len()];
-        let crowd = (0..1 + turn % 7).map(|_| Counter::connect(agent)).collect::<Result<Vec<_>>>()?;
+        let transport = if (turn / 3).is_multiple_of(2) { "memory" } else { "tcp" };
+        let guests = agents.iter().cycle().take(agents.len() * (1 + turn % 7));
+        let crowd = guests.map(Counter::connect).collect::<Result<Vec<_>>>()?;
         // Now and then a copy of the library, which is gone when its process is.
         let folder = paths.certificate.join(format!("copy-{turn}"));
         let copied = turn.is_multiple_of(4);
         let library = if copied { copy(library, &folder)? } else { library.clone() };
-        let mut load = Load::start(paths, &library, "memory")?;
+        let mut load = Load::start(paths, &library, transport)?;
         if copied {
             fs::remove_dir_all(&folder)?;
             // Until it is found.
