@@ -60,7 +60,7 @@ device_lints() {
   for triple in aarch64-unknown-linux-musl aarch64-linux-android; do
     # Debian's compiler, whose library's sources are here, and the lints that go with it.
     env PATH="/usr/bin:$PATH" CARGO_TARGET_DIR="$target/device" RUSTC=$device_rustc RUSTC_BOOTSTRAP=1 \
-      $device_cargo clippy --locked -Zbuild-std=std,panic_abort --target "$triple" -p plaintapd --lib --bins -- -D warnings
+      $device_cargo clippy --locked -Zbuild-std=std,panic_abort --target "$triple" -p plaintapd -p plaintap --lib --bins -- -D warnings
   done
 }
 # The real agent, a plaintap that can relay, and a real nats-server.
