@@ -58,7 +58,7 @@ cargo_for_devices() {
     CARGO_ENCODED_RUSTFLAGS="$(IFS=$'\x1f' && printf '%s' "${flags[*]}")" \
     $device_cargo build --release --locked "$@"
 }
-build=(-Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$triple" -p "$name" --bin "$name")
+build=('-Zbuild-std=std,panic_abort' -Zbuild-std-features=optimize_for_size --target "$triple" -p "$name" --bin "$name")
 cargo_for_devices "${build[@]}"
 # What is in it, for ci/package.sh; and what is in the eBPF objects, which plaintapd embeds.
 cargo_for_devices "${build[@]}" -Zunstable-options --unit-graph >"$device/$name-$arch.units"
