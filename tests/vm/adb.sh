@@ -359,6 +359,8 @@ as_documented() {
   export ANDROID_SERIAL=$device
   for command in "${commands[@]}"; do
     case $command in
+      # Debian's adbd has no such service; this one is root from its start.
+      'adb root') ;;
       *' &')
         background by-hand bash -c "exec ${command% &}"
         agent=$last
