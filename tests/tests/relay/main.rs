@@ -8,11 +8,13 @@ mod reading;
 mod trust;
 
 use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nats::{Nats, Stored};
@@ -21,7 +23,7 @@ use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::process::Process;
 use plaintap_tests::stream::{Client, Received};
-use plaintap_tests::{BORINGSSL, need, net, until};
+use plaintap_tests::{BORINGSSL, PATIENCE, need, net, until};
 
 /// A traced program, its agent, and a client that gets the stream without a relay.
 struct Scene {
@@ -41,9 +43,18 @@ impl Scene {
 
     /// The agent's journal holds some 120 of the program's pieces.
     fn with_a_small_journal() -> Result<Self> {
+        Self::with_a_journal_of("512K")
+    }
+
+    /// The agent's journal holds all that a program writes within a test.
+    fn with_a_large_journal() -> Result<Self> {
+        Self::with_a_journal_of("256M")
+    }
+
+    fn with_a_journal_of(size: &str) -> Result<Self> {
         let driver = Driver::start(BORINGSSL)?;
         let pid = driver.pid().to_string();
-        let agent = Agent::start(&["--library", BORINGSSL, "--pid", &pid, "--journal-size", "512K"])?;
+        let agent = Agent::start(&["--library", BORINGSSL, "--pid", &pid, "--journal-size", size])?;
         let client = Client::connect(&agent.url)?;
         Ok(Self { driver, agent, client, nats: Nats::start(&[])? })
     }
@@ -59,6 +70,26 @@ impl Scene {
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Does something while the program writes, in a thread of its own and until that is done: pieces of 4 KiB, 10 ms apart.
+    fn under_load(&mut self, what: impl FnOnce(&mut Nats, &Load) -> Result<()>) -> Result<()> {
+        let (load, ends) = (Load::default(), AtomicBool::new(false));
+        let (driver, nats) = (&mut self.driver, &mut self.nats);
+        thread::scope(|scope| {
+            let writes = scope.spawn(|| -> Result<()> {
+                let deadline = Instant::now() + 2 * PATIENCE;
+                while !ends.load(Ordering::Relaxed) && Instant::now() < deadline {
+                    driver.write(Side::Client, 4096, load.pieces.fetch_add(1, Ordering::Relaxed))?;
+                    thread::sleep(Duration::from_millis(10));
+                }
+                Ok(())
+            });
+            let done = what(nats, &load);
+            ends.store(true, Ordering::Relaxed);
+            // Why the program writes no more tells more than what was waited for then.
+            writes.join().map_err(|_| anyhow!("a thread panicked"))?.and(done)
+        })
     }
 
     /// What the client got so far, by number: all that was captured until now.
@@ -86,6 +117,21 @@ impl Scene {
         }
         ensure!(stored.iter().all(|message| message.header("Plaintap-Gap").is_none()), "a gap was told");
         Ok(stored)
+    }
+}
+
+/// How much a program has written that goes on writing.
+#[derive(Default)]
+struct Load {
+    pieces: AtomicU32,
+}
+
+impl Load {
+    /// Waits until it has gone on for a while.
+    fn goes_on(&self) -> Result<()> {
+        let before = self.pieces.load(Ordering::Relaxed);
+        let more = || self.pieces.load(Ordering::Relaxed) - before;
+        until("the program to go on writing", || Ok((more() > 40).then_some(())))
     }
 }
 
@@ -174,15 +220,17 @@ fn ends_by(mut relay: Process, signal: Signal) -> Result<()> {
 
 #[test]
 fn a_server_that_is_killed_under_load_and_started_again_has_all_of_it_once() -> Result<()> {
-    let mut scene = Scene::set()?;
+    let mut scene = Scene::with_a_large_journal()?;
     let _relay = scene.relay()?;
-    for _ in 0..2 {
-        scene.load(100)?;
-        scene.nats.kill()?;
-        scene.load(100)?;
-        scene.nats.start_again()?;
-    }
-    scene.load(20)?;
+    scene.under_load(|nats, load| {
+        for _ in 0..3 {
+            nats.stores_more(40)?;
+            nats.kill()?;
+            load.goes_on()?;
+            nats.start_again()?;
+        }
+        nats.stores_more(40)
+    })?;
     scene.is_stored().map(drop)
 }
 
@@ -212,14 +260,18 @@ fn what_has_no_number_is_not_stored_once_for_each_attempt_of_an_outage() -> Resu
 
 #[test]
 fn a_relay_that_is_killed_under_load_goes_on_where_it_was_with_nothing_twice() -> Result<()> {
-    let mut scene = Scene::set()?;
-    for _ in 0..3 {
-        let mut relay = scene.relay()?;
-        scene.load(60)?;
-        relay.signal(Signal::SIGKILL)?;
-        relay.wait()?;
-        scene.load(60)?;
-    }
+    let mut scene = Scene::with_a_large_journal()?;
+    let agent = scene.agent.url.clone();
+    scene.under_load(|nats, load| {
+        for _ in 0..3 {
+            let mut relay = relay(&[("dev-1", &agent)], &nats.url)?;
+            nats.stores_more(40)?;
+            relay.signal(Signal::SIGKILL)?;
+            relay.wait()?;
+            load.goes_on()?;
+        }
+        Ok(())
+    })?;
     let _relay = scene.relay()?;
     scene.is_stored().map(drop)
 }
@@ -300,34 +352,54 @@ fn an_agent_that_is_started_anew_is_another_run_of_the_same_device() -> Result<(
 struct Cable {
     port: u16,
     ends: Arc<Mutex<Vec<TcpStream>>>,
+    swallows: Arc<AtomicBool>,
 }
 
 impl Cable {
     fn to(port: u16) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let ends = Arc::<Mutex<Vec<TcpStream>>>::default();
-        let (own, kept) = (listener.local_addr()?.port(), Arc::clone(&ends));
+        let swallows = Arc::<AtomicBool>::default();
+        let (own, kept, eats) = (listener.local_addr()?.port(), Arc::clone(&ends), Arc::clone(&swallows));
         // It ends with the tests' process.
         thread::spawn(move || -> Result<()> {
             for end in listener.incoming() {
                 let (near, far) = (end?, TcpStream::connect(("127.0.0.1", port))?);
-                let mut pairs =
-                    vec![(near.try_clone()?, far.try_clone()?), (far.try_clone()?, near.try_clone()?)];
+                let mut up = (near.try_clone()?, far.try_clone()?);
+                let (mut down, eats) = ((far.try_clone()?, near.try_clone()?), Arc::clone(&eats));
                 kept.lock().map_err(|_| anyhow!("a thread panicked"))?.extend([near, far]);
-                for (mut from, mut to) in pairs.drain(..) {
-                    thread::spawn(move || std::io::copy(&mut from, &mut to));
-                }
+                thread::spawn(move || io::copy(&mut up.0, &mut up.1));
+                thread::spawn(move || -> io::Result<()> {
+                    let mut bytes = [0; 4096];
+                    loop {
+                        let length = down.0.read(&mut bytes)?;
+                        if length == 0 {
+                            return Ok(());
+                        }
+                        if !eats.load(Ordering::Relaxed) {
+                            down.1.write_all(&bytes[..length])?;
+                        }
+                    }
+                });
             }
             Ok(())
         });
-        Ok(Self { port: own, ends })
+        Ok(Self { port: own, ends, swallows })
+    }
+
+    /// Loses what comes back from the other end, until it is cut.
+    fn swallow_answers(&self) {
+        self.swallows.store(true, Ordering::Relaxed);
     }
 
     fn cut(&self) -> Result<()> {
-        for end in self.ends.lock().map_err(|_| anyhow!("a thread panicked"))?.drain(..) {
+        let mut ends = self.ends.lock().map_err(|_| anyhow!("a thread panicked"))?;
+        for end in ends.drain(..) {
             // Its peer may have been first.
             let _ = end.shutdown(Shutdown::Both);
         }
+        // While none can begin.
+        self.swallows.store(false, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -346,6 +418,30 @@ fn a_source_that_is_cut_off_goes_on_where_it_was() -> Result<()> {
     }
     scene.is_stored()?;
     ensure!(said("source is away device=dev-1") == 3, "{:#?}", relay.stderr.all());
+    Ok(())
+}
+
+#[test]
+fn what_is_stored_and_whose_acknowledgement_is_lost_is_not_stored_again_however_late() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let window = format!("\"duplicate_window\":{},\"max_age\"", Duration::from_millis(100).as_nanos());
+    scene.nats.api("STREAM.CREATE.PLAINTAP", &stream(50_000_000).replace("\"max_age\"", &window))?;
+    let port = scene.nats.url.rsplit(':').next().context("no port")?.parse()?;
+    let cable = Cable::to(port)?;
+    let relay = relay(&[("dev-1", &scene.agent.url)], &format!("nats://127.0.0.1:{}", cable.port))?;
+    for _ in 0..2 {
+        scene.load(5)?;
+        scene.is_stored()?;
+        let said = relay.stderr.all().len();
+        cable.swallow_answers();
+        scene.load(5)?;
+        // It waits for the answer longer than the server knows what was sent twice.
+        relay.stderr.wait_for(said, "it to miss the answer", |line| line.contains("waits device=dev-1"))?;
+        cable.cut()?;
+        relay.stderr.wait_for(said, "it to go on", |line| line.contains("stores again device=dev-1"))?;
+    }
+    scene.is_stored()?;
+    ensure!(!relay.stderr.all().iter().any(|line| line.contains("stays back")), "{:#?}", relay.stderr.all());
     Ok(())
 }
 

@@ -105,6 +105,17 @@ impl Nats {
         Ok(())
     }
 
+    /// Waits until the stream has so many messages more than now.
+    pub fn stores_more(&self, messages: u64) -> Result<()> {
+        let count = || -> Result<u64> {
+            // Before its first relay there may be no stream.
+            let info = Connection::open(self)?.request("$JS.API.STREAM.INFO.PLAINTAP", "")?;
+            Ok(info["state"]["messages"].as_u64().unwrap_or(0))
+        };
+        let before = count()?;
+        until("messages to be stored", || Ok((count()? >= before + messages).then_some(())))
+    }
+
     /// All messages of the stream, oldest first.
     pub fn stored(&self) -> Result<Vec<Stored>> {
         let mut connection = Connection::open(self)?;

@@ -133,25 +133,32 @@ fn without_a_backlog_only_what_comes_from_then_on_is_shown() -> Result<()> {
 
 #[test]
 fn a_server_that_is_killed_and_started_again_is_gone_on_with_where_it_was() -> Result<()> {
-    let mut scene = Scene::set()?;
+    let mut scene = Scene::with_a_large_journal()?;
     let _relay = scene.relay()?;
     let folder = TempDir::with_prefix("plaintap-read-")?;
     let file = folder.path().join("x.pb");
     let path = file.to_str().context("a path")?;
     let record = plaintap(&["record", &scene.url("device=dev-1&backlog=all"), "-o", path])?;
     record.stderr.wait_for(0, "it to be connected", |line| line.contains("connected to nats://"))?;
-    for turn in 1..=2 {
-        scene.load(60)?;
-        scene.nats.kill()?;
-        scene.load(30)?;
-        scene.nats.start_again()?;
-        until("it to be connected again", || {
-            let said = record.stderr.all();
-            let again = said.iter().filter(|line| line.contains("connected again")).count();
-            Ok((again == turn).then_some(()))
-        })?;
-    }
-    scene.load(20)?;
+    let size = || file.metadata().map_or(0, |about| about.len());
+    let records_more = || {
+        let before = size();
+        until("messages to be recorded", || Ok((size() > before + 100_000).then_some(())))
+    };
+    scene.under_load(|nats, load| {
+        for turn in 1..=2 {
+            records_more()?;
+            nats.kill()?;
+            load.goes_on()?;
+            nats.start_again()?;
+            until("it to be connected again", || {
+                let said = record.stderr.all();
+                let again = said.iter().filter(|line| line.contains("connected again")).count();
+                Ok((again == turn).then_some(()))
+            })?;
+        }
+        records_more()
+    })?;
     let stored = scene.is_stored()?;
     let expected: Vec<&Vec<u8>> =
         stored.iter().map(|message| &message.body).filter(|body| is_event(body)).collect();
