@@ -17,7 +17,7 @@ use std::{
 };
 
 use argh::{ArgsInfo, FromArgs};
-use plaintap_relay::{Named, Target, Wanted, connect, note};
+use plaintap_relay::{Named, Other, Target, Wanted, connect, note};
 
 pub use sources::From;
 use sources::Sources;
@@ -233,8 +233,8 @@ fn track(news: &mpsc::Sender<News>) {
     }
 }
 
-fn named(all: BTreeMap<String, Address>, pinned: Option<&Arc<Pinned>>) -> Vec<Named> {
-    let sources = all.into_iter().map(|(name, address)| {
+fn named(all: BTreeMap<String, (Address, Option<Other>)>, pinned: Option<&Arc<Pinned>>) -> Vec<Named> {
+    let sources = all.into_iter().map(|(name, (address, other))| {
         let keeper = address.serial().zip(pinned).map(|(serial, pinned)| {
             let install = Install { pinned: pinned.clone(), serial: serial.to_owned() };
             (pinned.address(serial), Keeper::new(Arc::new(install), serial.to_owned()))
@@ -245,6 +245,7 @@ fn named(all: BTreeMap<String, Address>, pinned: Option<&Arc<Pinned>>) -> Vec<Na
         };
         Named {
             name,
+            other,
             place: format!("{address}{}", address.path),
             whole: !address.chooses(),
             open: Arc::new(move || Box::new(Stream::new(&address, keeper.clone()))),

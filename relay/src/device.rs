@@ -47,7 +47,9 @@ pub struct Device {
     refusals: Refusals,
     stream: Stream,
     name: String,
-    /// The sequence number of the last message of each kind.
+    /// What it was called before.
+    before: Option<String>,
+    /// The sequence number of the last message of each kind; 0: there is none.
     last: HashMap<Kind, u64>,
     gauges: Gauges,
 }
@@ -69,19 +71,40 @@ impl Device {
         refusals: Refusals,
         stream: Stream,
         name: String,
+        before: Option<String>,
         gauges: Gauges,
     ) -> Self {
-        Self { context, refusals, stream, name, last: HashMap::new(), gauges }
+        Self { context, refusals, stream, name, before, last: HashMap::new(), gauges }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Reads back from the stream where this device's ends. Tries until it can.
     pub async fn read_place(&mut self) -> Place {
+        let (last, place) = self.end_of(&self.name).await;
+        self.last = last;
+        match &self.before {
+            Some(before) if !self.is_known() => self.end_of(before).await.1,
+            _ => place,
+        }
+    }
+
+    /// Whether the stream had a message of it when it was last read back.
+    pub fn is_known(&self) -> bool {
+        self.last.values().any(|sequence| *sequence > 0)
+    }
+
+    /// The last messages' sequence numbers, and the place, of the device with this name.
+    async fn end_of(&self, name: &str) -> (HashMap<Kind, u64>, Place) {
         let mut newest: Option<Stored> = None;
-        let mut places = Vec::new();
+        let (mut last, mut places) = (HashMap::new(), Vec::new());
         let mut trouble = None;
         for kind in Kind::ALL {
-            let stored = self.stored(kind, &mut trouble).await;
-            self.last.insert(kind, stored.as_ref().map_or(0, |stored| stored.sequence));
+            let stored = self.stored(name, kind, &mut trouble).await;
+            last.insert(kind, stored.as_ref().map_or(0, |stored| stored.sequence));
             let Some(stored) = stored else { continue };
             places.push(stored.place.clone());
             if newest.as_ref().is_none_or(|newest| newest.sequence < stored.sequence) {
@@ -91,7 +114,7 @@ impl Device {
         // Heartbeats of a relay that stays back may be of an earlier place in the same run.
         let run = newest.map(|newest| newest.place.run).unwrap_or_default();
         let seq = places.iter().filter(|place| place.run == run).map(|place| place.seq).max();
-        Place { seq: seq.unwrap_or(0), run }
+        (last, Place { seq: seq.unwrap_or(0), run })
     }
 
     /// The sequence number of the last message of each kind, as last read back or stored.
@@ -100,10 +123,10 @@ impl Device {
     }
 
     /// The last message of a kind. Tries until it can be asked; `trouble` is there once an attempt has failed.
-    async fn stored(&self, kind: Kind, trouble: &mut Option<Waiting>) -> Option<Stored> {
+    async fn stored(&self, name: &str, kind: Kind, trouble: &mut Option<Waiting>) -> Option<Stored> {
         let mut delay = FIRST_DELAY;
         loop {
-            let subject = subject::subject(&self.name, kind);
+            let subject = subject::subject(name, kind);
             let asked = self.stream.get_last_raw_message_by_subject(&subject);
             match self.refusals.or(|subject| subject.contains(".STREAM.MSG.GET."), asked).await {
                 Ok(message) => {
@@ -126,7 +149,7 @@ impl Device {
                 }
                 Err(error) => {
                     trouble.get_or_insert_with(|| {
-                        note(&format!("can't read back device={} error={:?}", self.name, chain(&error)));
+                        note(&format!("can't read back device={name} error={:?}", chain(&error)));
                         self.gauges.waiting()
                     });
                     wait(&mut delay).await;
@@ -190,7 +213,7 @@ impl Device {
                     message = self.left_out(&message, "max_msg_size");
                 }
                 Err(Failed::Other(error)) if error.kind() == PublishErrorKind::WrongLastSequence => {
-                    let stored = self.stored(message.kind, trouble).await;
+                    let stored = self.stored(&self.name, message.kind, trouble).await;
                     self.last.insert(message.kind, stored.as_ref().map_or(0, |stored| stored.sequence));
                     match stored {
                         // It is there already, and its acknowledgement was lost.

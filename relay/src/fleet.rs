@@ -7,13 +7,10 @@
 use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
 use async_nats::jetstream::{self, stream::Stream};
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
-    Incoming, Named, Source,
+    Incoming, Named, Other, Source,
     device::{Device, Fenced},
     metrics::{Gauges, Metrics},
     note,
@@ -28,11 +25,17 @@ const STAY_BACK: Duration = Duration::from_secs(30);
 
 /// All devices that are, or were a moment ago, relayed.
 pub struct Fleet {
+    to: To,
+    running: HashMap<String, Running>,
+}
+
+/// Where each device's stream goes, and how that goes.
+#[derive(Clone)]
+struct To {
     context: jetstream::Context,
     refusals: Refusals,
     stream: Stream,
     metrics: Arc<Metrics>,
-    running: HashMap<String, Running>,
 }
 
 /// A device that is relayed.
@@ -40,7 +43,14 @@ struct Running {
     place: String,
     /// Goes with the wish for it.
     wanted: Option<watch::Sender<()>>,
-    task: JoinHandle<()>,
+    /// Closed once it has ended.
+    ended: watch::Receiver<()>,
+}
+
+impl Running {
+    fn has_ended(&self) -> bool {
+        self.ended.has_changed().is_err()
+    }
 }
 
 impl Fleet {
@@ -51,7 +61,7 @@ impl Fleet {
         stream: Stream,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { context, refusals, stream, metrics, running: HashMap::new() }
+        Self { to: To { context, refusals, stream, metrics }, running: HashMap::new() }
     }
 
     /// Relays these and no others.
@@ -59,9 +69,7 @@ impl Fleet {
         let mut wanted: HashMap<String, Named> =
             wanted.into_iter().map(|source| (source.name.clone(), source)).collect();
         self.running.retain(|name, running| {
-            if wanted.get(name).is_some_and(|source| source.place == running.place)
-                && !running.task.is_finished()
-            {
+            if wanted.get(name).is_some_and(|source| source.place == running.place) && !running.has_ended() {
                 // One that was wanted no more, and is again, begins anew.
                 if running.wanted.is_some() {
                     wanted.remove(name);
@@ -69,35 +77,66 @@ impl Fleet {
             } else if running.wanted.take().is_some() {
                 note(&format!("removes device={name}"));
             }
-            !running.task.is_finished()
+            !running.has_ended()
         });
         for (name, source) in wanted {
-            let before = self.running.remove(&name).map(|running| running.task);
+            let mut before = Vec::new();
+            for name in [Some(name.as_str()), source.before()].into_iter().flatten() {
+                let running = self.running.get(name).filter(|running| running.wanted.is_none());
+                before.extend(running.map(|running| running.ended.clone()));
+            }
             let (sender, receiver) = watch::channel(());
+            let (end, ended) = watch::channel(());
             let place = source.place.clone();
             note(&format!("adds device={name}"));
-            let (context, refusals) = (self.context.clone(), self.refusals.clone());
-            let (stream, metrics) = (self.stream.clone(), self.metrics.clone());
-            let task = tokio::spawn(async move {
-                if let Some(before) = before {
-                    // It ends when what it has read is stored.
-                    let _ = before.await;
+            let to = self.to.clone();
+            tokio::spawn(async move {
+                for mut ended in before {
+                    // When what it has read is stored.
+                    let _ = ended.changed().await;
                 }
-                let name = source.name.clone();
-                let gauges = metrics.device(&name);
-                let device = Device::new(context, refusals, stream, name.clone(), gauges.clone());
-                relay(device, source, &gauges, receiver).await;
-                // Names come and go. What the source's thread, which may go on for a moment, says of it is told to nobody.
-                metrics.remove(&name);
+                to.relay(source, receiver).await;
+                drop(end);
             });
-            self.running.insert(name, Running { place, wanted: Some(sender), task });
+            self.running.insert(name, Running { place, wanted: Some(sender), ended });
         }
+    }
+}
+
+impl To {
+    fn device(&self, name: &str, before: Option<&str>) -> (Device, Gauges) {
+        let gauges = self.metrics.device(name);
+        let (context, refusals, stream) = (self.context.clone(), self.refusals.clone(), self.stream.clone());
+        let (name, before) = (name.to_owned(), before.map(str::to_owned));
+        (Device::new(context, refusals, stream, name, before, gauges.clone()), gauges)
+    }
+
+    /// Relays one source, by the name that the stream knows it by, until it is wanted no more.
+    async fn relay(&self, source: Named, mut wanted: watch::Receiver<()>) {
+        let mut name = source.name.clone();
+        if let Some(Other::Again(again)) = &source.other {
+            let (mut device, _) = self.device(again, None);
+            let is_known = tokio::select! {
+                _ = device.read_place() => device.is_known(),
+                _ = wanted.changed() => false,
+            };
+            if is_known {
+                name.clone_from(again);
+                note(&format!("is called so in the stream device={name}"));
+            } else {
+                self.metrics.remove(again);
+            }
+        }
+        let (device, gauges) = self.device(&name, source.before());
+        relay(device, source, &gauges, wanted).await;
+        // Names come and go. What the source's thread, which may go on for a moment, says of it is told to nobody.
+        self.metrics.remove(&name);
     }
 }
 
 /// Relays one source until it is wanted no more.
 async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: watch::Receiver<()>) {
-    let name = source.name.clone();
+    let name = device.name().to_owned();
     loop {
         let place = tokio::select! {
             place = device.read_place() => place,

@@ -69,12 +69,33 @@ pub trait Source: Send + 'static {
 pub struct Named {
     /// The device.
     pub name: String,
+    /// Another name of it that the stream may know.
+    pub other: Option<Other>,
     /// Where it is, secrets in it too: a source that has another place than before under its name is another one.
     pub place: String,
     /// Nothing is left out on purpose: each hole in its numbers is a loss.
     pub whole: bool,
     /// Begins it from all that the device still has.
     pub open: Arc<dyn Fn() -> Box<dyn Source> + Send + Sync>,
+}
+
+impl Named {
+    /// What it was called before.
+    fn before(&self) -> Option<&str> {
+        match &self.other {
+            Some(Other::Before(name)) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// A device's other name, from before it had to be told from another, or from since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// It was called so: while the stream knows it by no other name, it goes on behind what is stored there.
+    Before(String),
+    /// It is called so again, if the stream knows it by that.
+    Again(String),
 }
 
 /// Says which sources there are: all of them, each time.

@@ -21,6 +21,8 @@ use crate::process;
 
 /// The device's serial number.
 pub const SERIAL: &str = "FAKE";
+/// Where it is plugged in.
+pub const PORT: &str = "usb:1-1";
 
 /// A running server.
 pub struct Adb {
@@ -33,6 +35,8 @@ pub struct Adb {
 #[derive(Default)]
 struct State {
     plugged: bool,
+    /// Another device is there that has the same serial number, and trusts nobody.
+    twin: bool,
     /// Who wants to know of each change.
     trackers: Vec<TcpStream>,
     /// So many lists of devices are refused from now on.
@@ -58,8 +62,17 @@ impl Adb {
 
     /// Plugs the device in; the next `refusals` questions for the list of devices are refused.
     pub fn plug(&self, refusals: u32) -> Result<()> {
+        self.change(|state| (state.plugged, state.refusals) = (true, refusals))
+    }
+
+    /// Has another device there with the same serial number, or not any more. It can't be used.
+    pub fn plug_twin(&self, there: bool) -> Result<()> {
+        self.change(|state| state.twin = there)
+    }
+
+    fn change(&self, how: impl FnOnce(&mut State)) -> Result<()> {
         let mut state = lock(&self.state)?;
-        (state.plugged, state.refusals) = (true, refusals);
+        how(&mut state);
         let list = list(&state);
         state.trackers.retain(|mut tracker| tracker.write_all(list.as_bytes()).is_ok());
         Ok(())
@@ -102,8 +115,14 @@ fn text(text: &str) -> String {
 }
 
 fn list(state: &State) -> String {
-    let line = format!("{SERIAL} device usb:1-1 transport_id:1\n");
-    text(if state.plugged { &line } else { "" })
+    let mut lines = String::new();
+    if state.plugged {
+        lines += &format!("{SERIAL} device {PORT} transport_id:1\n");
+    }
+    if state.twin {
+        lines += &format!("{SERIAL} unauthorized usb:1-2 transport_id:2\n");
+    }
+    text(&lines)
 }
 
 /// What a client asks for.
@@ -131,7 +150,7 @@ fn serve(mut client: TcpStream, state: &Mutex<State>, home: &Path) -> Result<()>
             client.write_all(format!("OKAY{}", list(&state)).as_bytes())?;
             state.trackers.push(client);
         }
-        asked if asked == format!("host:transport:{SERIAL}") => {
+        asked if [SERIAL, PORT].iter().any(|name| asked == format!("host:transport:{name}")) => {
             client.write_all(b"OKAY")?;
             service(client, home)?;
         }

@@ -9,6 +9,8 @@ use std::{
     str::FromStr,
 };
 
+use plaintap_relay::Other;
+
 use crate::{
     adb::Entry,
     address::{Address, Way, WrongAddress, without_secrets},
@@ -170,32 +172,34 @@ impl Sources {
         self.given.iter().chain(&self.listed)
     }
 
-    /// All of them, by name, each with its address.
-    pub fn all(&self) -> BTreeMap<String, Address> {
+    /// All of them, by name, each with its address and what else the device may be called.
+    pub fn all(&self) -> BTreeMap<String, (Address, Option<Other>)> {
         let own = self.named().filter(|from| !from.is_all());
-        let mut all: BTreeMap<String, Address> =
-            own.map(|From { name, address }| (name.clone(), address.clone())).collect();
+        let mut all: BTreeMap<String, (Address, Option<Other>)> =
+            own.map(|From { name, address }| (name.clone(), (address.clone(), None))).collect();
         // A device that has a name is not there a second time by its serial number.
         let taken: HashSet<String> =
-            all.values().filter_map(|address| address.serial().map(str::to_owned)).collect();
+            all.values().filter_map(|(address, _)| address.serial().map(str::to_owned)).collect();
         for every in self.named().filter(|from| from.is_all()) {
             for entry in self.devices.iter().filter(|entry| entry.state == "device") {
-                let Some((name, serial)) = self.device(entry) else { continue };
+                let Some((name, other, serial)) = self.device(entry) else { continue };
                 if !taken.contains(&entry.serial) && !entry.port().is_some_and(|port| taken.contains(port)) {
-                    all.entry(name).or_insert_with(|| every.address.of_device(serial));
+                    all.entry(name).or_insert_with(|| (every.address.of_device(serial), other));
                 }
             }
         }
         all
     }
 
-    /// What a device is called, and how adb knows it. `None`: adb can't tell it from another.
-    fn device<'a>(&self, entry: &'a Entry) -> Option<(String, &'a str)> {
-        if !self.shared.contains(&entry.serial) {
-            return Some((entry.serial.clone(), &entry.serial));
+    /// What a device is called, what else, and how adb knows it. `None`: adb can't tell it from another.
+    fn device<'a>(&self, entry: &'a Entry) -> Option<(String, Option<Other>, &'a str)> {
+        let serial = &entry.serial;
+        let apart = entry.port().map(|port| (format!("{serial}@{port}"), port));
+        if !self.shared.contains(serial) {
+            // A relay before this one may have seen two.
+            return Some((serial.clone(), apart.map(|(name, _)| Other::Again(name)), serial));
         }
-        let port = entry.port()?;
-        Some((format!("{}@{port}", entry.serial), port))
+        apart.map(|(name, port)| (name, Some(Other::Before(serial.clone())), port))
     }
 }
 
@@ -222,7 +226,7 @@ mod tests {
 
     /// Names and addresses of all.
     fn all(sources: &Sources) -> Vec<(String, String)> {
-        sources.all().into_iter().map(|(name, address)| (name, address.to_string())).collect()
+        sources.all().into_iter().map(|(name, (address, _))| (name, address.to_string())).collect()
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -282,7 +286,7 @@ mod tests {
             ("lab", "adb:B"),
         ]);
         assert_eq!(all(&sources), now);
-        assert_eq!(sources.all()["A"].path, "/?comm=curl");
+        assert_eq!(sources.all()["A"].0.path, "/?comm=curl");
         sources.devices(vec![]);
         assert_eq!(all(&sources).len(), 2);
     }
@@ -293,10 +297,15 @@ mod tests {
         let three = ["usb:1-1", "usb:1-2", "usb:1-3"].map(|port| entry("0123", "device", port));
         sources.devices(three[..1].to_vec());
         assert_eq!(all(&sources), pairs(&[("0123", "adb:0123"), ("third", "adb:usb:1-3")]));
+        assert_eq!(sources.all()["0123"].1, Some(Other::Again("0123@usb:1-1".to_owned())));
         sources.devices(three.to_vec());
         let apart =
             [("0123@usb:1-1", "adb:usb:1-1"), ("0123@usb:1-2", "adb:usb:1-2"), ("third", "adb:usb:1-3")];
         assert_eq!(all(&sources), pairs(&apart));
+        for (name, other) in [("0123@usb:1-1", Some("0123")), ("0123@usb:1-2", Some("0123")), ("third", None)]
+        {
+            assert_eq!(sources.all()[name].1, other.map(|serial| Other::Before(serial.to_owned())), "{name}");
+        }
         sources.devices(three[1..2].to_vec());
         assert_eq!(all(&sources), pairs(&apart[1..]));
         // Nothing tells these two apart.

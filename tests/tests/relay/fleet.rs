@@ -14,7 +14,7 @@ use plaintap_tests::{BORINGSSL, PATIENCE, need, until};
 use tempfile::NamedTempFile;
 
 use crate::nats::Nats;
-use crate::{Scene, command};
+use crate::{Scene, command, stream_that_soon_forgets};
 
 /// Waits until messages of a device with so many bytes and more are stored.
 fn is_stored_of(nats: &Nats, device: &str, bytes: usize) -> Result<()> {
@@ -138,6 +138,48 @@ fn an_agent_that_is_put_on_a_device_is_started_again_when_it_serves_no_more() ->
     ensure!(!adb.agents()?.contains(&attaching), "it still runs");
     driver.write(Side::Client, 5000, 2)?;
     is_stored_of(&nats, adb::SERIAL, 10_000)
+}
+
+#[test]
+fn a_device_that_has_to_be_told_from_another_goes_on_by_its_other_name_and_keeps_it() -> Result<()> {
+    let mut driver = Driver::start(BORINGSSL)?;
+    let (adb, nats) = (Adb::start()?, Nats::start(&[])?);
+    nats.api("STREAM.CREATE.PLAINTAP", &stream_that_soon_forgets())?;
+    adb.plug(0)?;
+    let (program, pid) = (need::binary("plaintapd")?.display().to_string(), driver.pid().to_string());
+    let place = format!("ws+unix:@plaintap-tests-{}", adb.port);
+    let flags = ["--install", "--agent", &program, "--", "--ecaptureq", &place, "--library", BORINGSSL];
+    let relay = || relay_of_all(&adb, &nats, &[&flags[..], &["--pid", &pid]].concat());
+    let is_there = |relay: &Process, name: &str| -> Result<()> {
+        relay.stderr.wait_for(0, "the device", |line| {
+            line.contains("source is there") && line.ends_with(&format!("device={name}"))
+        })?;
+        Ok(())
+    };
+    let apart = format!("{}@{}", adb::SERIAL, adb::PORT);
+    let subject = "FAKE%40usb%3A1-1";
+
+    let mut first = relay()?;
+    is_there(&first, adb::SERIAL)?;
+    driver.write(Side::Client, 5000, 1)?;
+    is_stored_of(&nats, adb::SERIAL, 10_000)?;
+    adb.plug_twin(true)?;
+    is_there(&first, &apart)?;
+    driver.write(Side::Client, 5000, 2)?;
+    is_stored_of(&nats, subject, 10_000)?;
+
+    first.signal(Signal::SIGKILL)?;
+    first.wait()?;
+    adb.plug_twin(false)?;
+    let second = relay()?;
+    is_there(&second, &apart)?;
+    driver.write(Side::Client, 5000, 3)?;
+    is_stored_of(&nats, subject, 20_000)?;
+    let stored = nats.stored()?;
+    let numbers: Vec<u64> = stored.iter().map(|message| message.seq).filter(|seq| *seq > 0).collect();
+    ensure!(numbers.is_sorted_by(|one, next| one < next), "twice, or in disorder: {numbers:?}");
+    ensure!(stored.iter().all(|message| message.header("Plaintap-Gap").is_none()), "a gap was told");
+    Ok(())
 }
 
 /// The status and the body of what is answered at a port.

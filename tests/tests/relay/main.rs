@@ -143,6 +143,12 @@ fn stream(bytes: u32) -> String {
     )
 }
 
+/// A stream that knows what it was sent for no longer than the tests wait for anything.
+fn stream_that_soon_forgets() -> String {
+    let window = Duration::from_millis(100).as_nanos();
+    stream(50_000_000).replace("\"max_age\"", &format!("\"duplicate_window\":{window},\"max_age\""))
+}
+
 fn command(sources: &[(&str, &str)], to: &str) -> Result<Command> {
     let mut command = Command::new(need::binary("plaintap")?);
     command.args(["relay", "--to", to, "--max-bytes", "1G"]);
@@ -424,8 +430,7 @@ fn a_source_that_is_cut_off_goes_on_where_it_was() -> Result<()> {
 #[test]
 fn what_is_stored_and_whose_acknowledgement_is_lost_is_not_stored_again_however_late() -> Result<()> {
     let mut scene = Scene::set()?;
-    let window = format!("\"duplicate_window\":{},\"max_age\"", Duration::from_millis(100).as_nanos());
-    scene.nats.api("STREAM.CREATE.PLAINTAP", &stream(50_000_000).replace("\"max_age\"", &window))?;
+    scene.nats.api("STREAM.CREATE.PLAINTAP", &stream_that_soon_forgets())?;
     let port = scene.nats.url.rsplit(':').next().context("no port")?.parse()?;
     let cable = Cable::to(port)?;
     let relay = relay(&[("dev-1", &scene.agent.url)], &format!("nats://127.0.0.1:{}", cable.port))?;
