@@ -41,6 +41,23 @@ const LARGEST_HEADERS: usize = 5 << 10;
 #[derive(Debug)]
 pub struct Fenced;
 
+/// How much of a device's stream is stored.
+#[derive(Clone, Debug, Default)]
+pub struct End {
+    /// Where it goes on.
+    pub place: Place,
+    /// The number of the last line of that run, which may have come ahead of what was before it; 0: none.
+    pub line: u64,
+    /// The sequence number of the last message of each kind; 0: there is none.
+    last: HashMap<Kind, u64>,
+}
+
+impl End {
+    fn is_known(&self) -> bool {
+        self.last.values().any(|sequence| *sequence > 0)
+    }
+}
+
 /// Where a device's stream goes.
 pub struct Device {
     context: jetstream::Context,
@@ -65,7 +82,7 @@ struct Stored {
 }
 
 impl Device {
-    /// A device by its name; `read_place` comes first.
+    /// A device by its name; `read_end` comes first.
     pub fn new(
         context: jetstream::Context,
         refusals: Refusals,
@@ -83,30 +100,32 @@ impl Device {
     }
 
     /// Reads back from the stream where this device's ends. Tries until it can.
-    pub async fn read_place(&mut self) -> Place {
-        let (last, place) = self.end_of(&self.name).await;
-        self.last = last;
+    pub async fn read_end(&mut self) -> End {
+        let end = self.end_of(&self.name).await;
+        self.last.clone_from(&end.last);
         match &self.before {
-            Some(before) if !self.is_known() => self.end_of(before).await.1,
-            _ => place,
+            Some(before) if !end.is_known() => self.end_of(before).await,
+            _ => end,
         }
     }
 
-    /// Whether the stream had a message of it when it was last read back.
-    pub fn is_known(&self) -> bool {
-        self.last.values().any(|sequence| *sequence > 0)
+    /// Reads back whether the stream has any message of this device. Tries until it can.
+    pub async fn is_known(&self) -> bool {
+        self.end_of(&self.name).await.is_known()
     }
 
-    /// The last messages' sequence numbers, and the place, of the device with this name.
-    async fn end_of(&self, name: &str) -> (HashMap<Kind, u64>, Place) {
+    async fn end_of(&self, name: &str) -> End {
         let mut newest: Option<Stored> = None;
-        let (mut last, mut places) = (HashMap::new(), Vec::new());
+        let (mut last, mut places, mut line) = (HashMap::new(), Vec::new(), None);
         let mut trouble = None;
         for kind in Kind::ALL {
             let stored = self.stored(name, kind, &mut trouble).await;
             last.insert(kind, stored.as_ref().map_or(0, |stored| stored.sequence));
             let Some(stored) = stored else { continue };
             places.push(stored.place.clone());
+            if kind == Kind::Log {
+                line = Some((stored.place.run.clone(), stored.seq));
+            }
             if newest.as_ref().is_none_or(|newest| newest.sequence < stored.sequence) {
                 newest = Some(stored);
             }
@@ -114,7 +133,8 @@ impl Device {
         // Heartbeats of a relay that stays back may be of an earlier place in the same run.
         let run = newest.map(|newest| newest.place.run).unwrap_or_default();
         let seq = places.iter().filter(|place| place.run == run).map(|place| place.seq).max();
-        (last, Place { seq: seq.unwrap_or(0), run })
+        let line = line.filter(|(of, _)| *of == run).map_or(0, |(_, seq)| seq);
+        End { place: Place { seq: seq.unwrap_or(0), run }, line, last }
     }
 
     /// The sequence number of the last message of each kind, as last read back or stored.

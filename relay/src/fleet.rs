@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     Incoming, Named, Other, Source,
-    device::{Device, Fenced},
+    device::{Device, End, Fenced},
     metrics::{Gauges, Metrics},
     note,
     permission::Refusals,
@@ -115,9 +115,9 @@ impl To {
     async fn relay(&self, source: Named, mut wanted: watch::Receiver<()>) {
         let mut name = source.name.clone();
         if let Some(Other::Again(again)) = &source.other {
-            let (mut device, _) = self.device(again, None);
+            let (device, _) = self.device(again, None);
             let is_known = tokio::select! {
-                _ = device.read_place() => device.is_known(),
+                is_known = device.is_known() => is_known,
                 _ = wanted.changed() => false,
             };
             if is_known {
@@ -138,14 +138,14 @@ impl To {
 async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: watch::Receiver<()>) {
     let name = device.name().to_owned();
     loop {
-        let place = tokio::select! {
-            place = device.read_place() => place,
+        let End { place, line, .. } = tokio::select! {
+            end = device.read_end() => end,
             _ = wanted.changed() => return,
         };
         note(&format!("goes on device={name} run={:?} after_seq={}", place.run, place.seq));
         let (sender, mut receiver) = mpsc::channel(QUEUE);
         let (open, label, its) = (source.open.clone(), name.clone(), gauges.clone());
-        let track = Track::new(place, source.whole);
+        let track = Track::new(place, source.whole).with_lines(line);
         let thread = thread::Builder::new()
             .name("relay-source".to_owned())
             .stack_size(256 << 10)
@@ -184,7 +184,7 @@ async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: w
         let mut before = None;
         loop {
             tokio::select! {
-                _ = device.read_place() => {}
+                _ = device.read_end() => {}
                 _ = wanted.changed() => return,
             }
             // Signs of life are messages too.

@@ -358,12 +358,40 @@ async fn stream(connected: &Connected, target: &Target) -> Result<Stream, Error>
     if config.no_ack {
         return Err(unfit("acknowledges nothing"));
     }
+    let risks = risks(config);
+    if !risks.is_empty() {
+        note(&format!("finds risks stream={name} {}", risks.join(" ")));
+    }
     Ok(stream)
+}
+
+/// What its owner may have wanted of a stream, and a relay's own is not.
+fn risks(config: &Config) -> Vec<&'static str> {
+    let all = [
+        (config.storage == StorageType::Memory, "storage=memory"),
+        (config.max_age.is_zero(), "max_age=none"),
+        (config.max_bytes <= 0, "max_bytes=none"),
+        (config.discard == DiscardPolicy::New, "discard=new"),
+    ];
+    all.into_iter().filter_map(|(is, risk)| is.then_some(risk)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_risky_about_a_stream_is_named() {
+        let safe = Config { max_age: Duration::from_secs(60), max_bytes: 1 << 20, ..Config::default() };
+        assert!(risks(&safe).is_empty());
+        let risky = Config {
+            max_bytes: -1,
+            storage: StorageType::Memory,
+            discard: DiscardPolicy::New,
+            ..Config::default()
+        };
+        assert_eq!(risks(&risky), ["storage=memory", "max_age=none", "max_bytes=none", "discard=new"]);
+    }
 
     #[test]
     fn nothing_in_a_note_is_obeyed_by_a_terminal() {

@@ -86,6 +86,8 @@ pub struct Track {
     place: Place,
     /// Numbers tell what is missing: nothing is left out on purpose.
     whole: bool,
+    /// Lines of the place's run up to this number were stored by a relay before, though the place may not be behind them.
+    lines: u64,
     /// What came since there was a connection, until a heartbeat says which run it is of.
     waiting: Option<Waiting>,
     /// The numbers of lines beyond the place that came before that heartbeat: they are not missing.
@@ -104,7 +106,12 @@ struct Waiting {
 impl Track {
     /// Goes on behind `place`. With `whole` the stream has no filter, and each hole in its numbers is a loss.
     pub fn new(place: Place, whole: bool) -> Self {
-        Self { place, whole, waiting: Some(Waiting::default()), ahead: Vec::new(), missed: 0 }
+        Self { place, whole, lines: 0, waiting: Some(Waiting::default()), ahead: Vec::new(), missed: 0 }
+    }
+
+    /// Lines of the place's run up to this number are stored, and not sent again.
+    pub fn with_lines(self, lines: u64) -> Self {
+        Self { lines, ..self }
     }
 
     /// The place of what came last.
@@ -130,6 +137,7 @@ impl Track {
                 let run = header_text(&heartbeat.run_id);
                 if run != self.place.run {
                     self.place = Place { run, seq: 0 };
+                    self.lines = 0;
                 }
                 let start = self.place.seq;
                 for (entry, body) in waiting.lines {
@@ -221,7 +229,9 @@ impl Track {
             Some(Payload::HeartbeatPayload(_)) => (Kind::Heartbeat, None),
             _ => (Kind::Log, None),
         };
-        out.push(Outgoing { kind, seq, place: self.place.clone(), gap: 0, about, body });
+        if kind != Kind::Log || seq == 0 || seq > self.lines {
+            out.push(Outgoing { kind, seq, place: self.place.clone(), gap: 0, about, body });
+        }
     }
 
     /// Says that messages are missing behind number `after`, up to our place.
@@ -283,6 +293,30 @@ mod tests {
             ]
         );
         assert_eq!(track.place(), &place("r", 4));
+    }
+
+    #[test]
+    fn lines_that_are_stored_though_the_place_is_before_them_are_not_sent_again() {
+        let mut track = Track::new(place("r", 0), true).with_lines(4);
+        let out = taken(
+            &mut track,
+            &[line(1), line(3), line(6), heartbeat("r", 0), event(2), line(4), event(5), event(7)],
+        );
+        assert_eq!(
+            out,
+            [
+                (Kind::Log, 6, 0, 0),
+                (Kind::Heartbeat, 0, 0, 0),
+                (Kind::Event, 2, 2, 0),
+                (Kind::Event, 5, 5, 0),
+                (Kind::Event, 7, 7, 0)
+            ]
+        );
+        track.connected();
+        assert_eq!(
+            taken(&mut track, &[line(1), heartbeat("s", 0)]),
+            [(Kind::Log, 1, 0, 0), (Kind::Heartbeat, 0, 0, 0)]
+        );
     }
 
     #[test]

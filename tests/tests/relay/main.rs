@@ -283,7 +283,8 @@ fn a_relay_that_is_killed_under_load_goes_on_where_it_was_with_nothing_twice() -
 }
 
 #[test]
-fn the_first_lines_that_an_earlier_relay_has_stored_are_not_taken_for_another_relays() -> Result<()> {
+fn the_first_lines_that_an_earlier_relay_has_stored_are_neither_stored_again_nor_taken_for_anothers()
+-> Result<()> {
     let mut scene = Scene::with_a_small_journal()?;
     // The journal does not hold them then, and they come ahead of all others.
     scene.load(400)?;
@@ -291,7 +292,7 @@ fn the_first_lines_that_an_earlier_relay_has_stored_are_not_taken_for_another_re
     let run = scene.client.run_id().context("no run")?.to_owned();
     let first =
         scene.client.messages.iter().find(|message| message.entry.seq == 1).context("no first line")?;
-    scene.nats.api("STREAM.CREATE.PLAINTAP", &stream(50_000_000))?;
+    scene.nats.api("STREAM.CREATE.PLAINTAP", &stream_that_soon_forgets())?;
     let headers =
         format!("Nats-Msg-Id: {run}:1\r\nPlaintap-Run: {run}\r\nPlaintap-Seq: 1\r\nPlaintap-Place: 0\r\n");
     scene.nats.publish("plaintap.dev-1.log", &headers, &first.raw)?;
