@@ -17,13 +17,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use fleet::{metric, relay_with_metrics};
 use nats::{Nats, Stored};
 use nix::sys::signal::Signal;
+use plaintap_proto::{LogEntry, log_entry::Payload};
 use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::process::Process;
+use plaintap_tests::program::{self, CASES, Program};
 use plaintap_tests::stream::{Client, Received};
 use plaintap_tests::{BORINGSSL, PATIENCE, need, net, until};
+use prost::Message as _;
+use serde_json::{Value, json};
 
 /// A traced program, its agent, and a client that gets the stream without a relay.
 struct Scene {
@@ -209,6 +214,69 @@ fn what_is_captured_is_stored_as_it_came_with_headers_that_tell_what_it_is() -> 
     ensure!(events >= 4 && stored.iter().any(|message| message.subject.ends_with(".heartbeat")));
     ends_by(relay, Signal::SIGTERM)?;
     ends_by(scene.relay()?, Signal::SIGINT)
+}
+
+#[test]
+fn the_host_name_of_an_event_is_in_a_header() -> Result<()> {
+    let mut program = Program::start(CASES, BORINGSSL, &program::unique_name())?;
+    let (agent, nats) = (Agent::watching(program.pid(), BORINGSSL)?, Nats::start(&[])?);
+    let _relay = relay(&[("dev-1", &agent.url)], &nats.url)?;
+    for case in ["plain 100 1", "name one.example.org"] {
+        program.command(case)?;
+    }
+    let stored = until("both ends of both connections to be stored", || {
+        let stored = nats.stored()?;
+        let of = |host| {
+            let events = stored.iter().filter(|message| message.subject.ends_with(".event"));
+            events.filter(|message| message.header("Plaintap-Host") == host).count()
+        };
+        // The end that is asked asks for nothing.
+        Ok((of(Some("one.example.org")) >= 2 && of(None) >= 6).then_some(stored))
+    })?;
+    for message in stored {
+        let entry = LogEntry::decode(message.body.as_slice())?;
+        let host = match entry.payload {
+            Some(Payload::EventPayload(event)) => event.server_name,
+            _ => String::new(),
+        };
+        ensure!(message.header("Plaintap-Host").unwrap_or_default() == host, "{host}: {}", message.headers);
+    }
+    program.quit()
+}
+
+/// The configuration of the stream.
+fn config(nats: &Nats) -> Result<Value> {
+    Ok(nats.api("STREAM.INFO.PLAINTAP", "")?["config"].take())
+}
+
+#[test]
+fn a_stream_is_made_with_limits_and_one_that_is_there_is_left_as_it_is() -> Result<()> {
+    let source = [("dev-1", "ws://127.0.0.1:1/")];
+    let nats = Nats::start(&[])?;
+    let first = relay(&source, &nats.url)?;
+    let (made, day) = (config(&nats)?, 24 * 3600 * 1_000_000_000_u64);
+    for (name, is) in [
+        ("subjects", json!(["plaintap.>"])),
+        ("storage", json!("file")),
+        ("retention", json!("limits")),
+        ("discard", json!("old")),
+        ("max_bytes", json!(1_000_000_000)),
+        ("max_age", json!(7 * day)),
+        ("duplicate_window", json!(120_000_000_000_u64)),
+    ] {
+        ensure!(made[name] == is, "{name}: {made}");
+    }
+    ensure!(!first.stderr.all().iter().any(|line| line.contains("finds risks")), "{:?}", first.stderr.all());
+
+    let nats = Nats::start(&[])?;
+    nats.api("STREAM.CREATE.PLAINTAP", &stream(200_000).replace("\"file\"", "\"memory\""))?;
+    let before = config(&nats)?;
+    let second = relay(&source, &nats.url)?;
+    ensure!(config(&nats)? == before, "{before}");
+    second.stderr.wait_for(0, "the risks", |line| {
+        line.ends_with("finds risks stream=PLAINTAP storage=memory max_age=none discard=new")
+    })?;
+    Ok(())
 }
 
 /// Whether a relay ends well by a signal, and says so last.
@@ -460,9 +528,9 @@ fn what_the_journal_no_longer_holds_is_told_as_a_gap() -> Result<()> {
     first.signal(Signal::SIGKILL)?;
     first.wait()?;
     scene.load(400)?;
-    let _second = scene.relay()?;
+    let (_second, port) = relay_with_metrics(&[("dev-1", &scene.agent.url)], &scene.nats)?;
     let last = *scene.captured()?.keys().last().context("nothing was captured")?;
-    until("the stream to be complete", || {
+    let missing = until("the stream to be complete", || {
         let stored = scene.nats.stored()?;
         let gaps = stored.iter().filter_map(|message| message.header("Plaintap-Gap"));
         let missing = gaps.map(str::parse::<u64>).sum::<Result<u64, _>>()?;
@@ -475,7 +543,12 @@ fn what_the_journal_no_longer_holds_is_told_as_a_gap() -> Result<()> {
         let first = numbers.first().copied().unwrap_or(0);
         let end = numbers.last().copied().unwrap_or(0);
         let complete = end >= last && numbers.len() as u64 + missing == end - first + 1;
-        Ok((complete && missing > 100).then_some(()))
+        Ok((complete && missing > 100).then_some(missing))
+    })?;
+    until("the gap to be among the metrics", || {
+        let told = |name: &str| metric(port, name, "dev-1");
+        let (gaps, missed) = (told("gaps_total")?, told("missed_messages_total")?);
+        Ok((gaps > Some(0.0) && missed == Some(missing as f64)).then_some(()))
     })
 }
 

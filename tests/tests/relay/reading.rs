@@ -96,6 +96,25 @@ fn what_was_stored_is_recorded_byte_for_byte_from_its_beginning() -> Result<()> 
 }
 
 #[test]
+fn what_was_stored_is_inspected_as_it_came() -> Result<()> {
+    let mut scene = Scene::set()?;
+    let _relay = scene.relay()?;
+    scene.load(10)?;
+    let stored = scene.is_stored()?;
+    let count = stored.len().to_string();
+    let lines =
+        printed(&["inspect", &scene.url("device=dev-1&backlog=all"), "--compact", "--count", &count])?;
+    ensure!(lines.len() == stored.len(), "{lines:#?}");
+    for (at, (line, message)) in lines.iter().zip(&stored).enumerate() {
+        let (number, length) = (at + 1, message.body.len());
+        let kind = message.subject.rsplit('.').next().context("no kind")?;
+        ensure!(line.starts_with(&format!("#{number} ")) && line.contains(&format!(", {length} bytes")));
+        ensure!(line.contains(kind), "{kind}: {line}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_backlog_is_so_many_events_and_a_choice_is_kept_to() -> Result<()> {
     let mut scene = Scene::set()?;
     let _relay = scene.relay()?;
