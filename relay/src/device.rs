@@ -28,6 +28,7 @@ use crate::{
     permission::{Failed, Refusals},
     subject::{self, Kind},
     track::{About, Outgoing, Place},
+    value,
 };
 
 /// Between attempts to store a message.
@@ -169,7 +170,7 @@ impl Device {
                 }
                 Err(error) => {
                     trouble.get_or_insert_with(|| {
-                        note(&format!("can't read back device={name} error={:?}", chain(&error)));
+                        note(&format!("can't read back device={} error={:?}", value(name), chain(&error)));
                         self.gauges.waiting()
                     });
                     wait(&mut delay).await;
@@ -183,7 +184,7 @@ impl Device {
         let mut trouble = None;
         let stored = self.store_in_spite_of(message, &mut trouble).await;
         if trouble.is_some() && stored.is_ok() {
-            note(&format!("stores again device={}", self.name));
+            note(&format!("stores again device={}", value(&self.name)));
         }
         stored
     }
@@ -193,7 +194,7 @@ impl Device {
         let bytes = message.body.len();
         note(&format!(
             "leaves out what the server does not take device={} bytes={bytes} because={limit}",
-            self.name
+            value(&self.name)
         ));
         Outgoing::gap(message.seq, message.place.clone(), 1, &format!(" bytes={bytes} because={limit}"))
     }
@@ -258,7 +259,7 @@ impl Device {
     }
 
     fn waits(&self, why: &str) -> Waiting {
-        note(&format!("waits device={} error={why:?}", self.name));
+        note(&format!("waits device={} error={why:?}", value(&self.name)));
         self.gauges.waiting()
     }
 

@@ -16,6 +16,7 @@ use crate::{
     note,
     permission::Refusals,
     track::{Outgoing, Place, Track},
+    value,
 };
 
 /// Messages between a source's thread and its task: up to 16 KiB each, of each device where storing is slow.
@@ -75,7 +76,7 @@ impl Fleet {
                     wanted.remove(name);
                 }
             } else if running.wanted.take().is_some() {
-                note(&format!("removes device={name}"));
+                note(&format!("removes device={}", value(name)));
             }
             !running.has_ended()
         });
@@ -88,7 +89,7 @@ impl Fleet {
             let (sender, receiver) = watch::channel(());
             let (end, ended) = watch::channel(());
             let place = source.place.clone();
-            note(&format!("adds device={name}"));
+            note(&format!("adds device={}", value(&name)));
             let to = self.to.clone();
             tokio::spawn(async move {
                 for mut ended in before {
@@ -122,7 +123,7 @@ impl To {
             };
             if is_known {
                 name.clone_from(again);
-                note(&format!("is called so in the stream device={name}"));
+                note(&format!("is called so in the stream device={}", value(&name)));
             } else {
                 self.metrics.remove(again);
             }
@@ -136,15 +137,16 @@ impl To {
 
 /// Relays one source until it is wanted no more.
 async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: watch::Receiver<()>) {
-    let name = device.name().to_owned();
+    let name = value(device.name()).into_owned();
     loop {
         let End { place, line, .. } = tokio::select! {
             end = device.read_end() => end,
             _ = wanted.changed() => return,
         };
+        gauges.begins(place.seq);
         note(&format!("goes on device={name} run={:?} after_seq={}", place.run, place.seq));
         let (sender, mut receiver) = mpsc::channel(QUEUE);
-        let (open, label, its) = (source.open.clone(), name.clone(), gauges.clone());
+        let (open, label, its) = (source.open.clone(), device.name().to_owned(), gauges.clone());
         let track = Track::new(place, source.whole).with_lines(line);
         let thread = thread::Builder::new()
             .name("relay-source".to_owned())
@@ -207,6 +209,7 @@ fn read(
     sender: &mpsc::Sender<Outgoing>,
     gauges: &Gauges,
 ) {
+    let name = value(name);
     let resume = |source: &mut Box<dyn Source>, place: &Place| {
         if !place.run.is_empty() {
             source.resume_after(place.seq, &place.run);

@@ -17,6 +17,7 @@ pub mod track;
 pub mod wanted;
 
 use std::{
+    borrow::Cow,
     io::{self, Write},
     net::SocketAddr,
     pin::pin,
@@ -174,6 +175,17 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{now} plaintap relay: {text}");
 }
 
+/// A value for `key=value`, in quotes where it could be taken for something else.
+pub fn value(text: &str) -> Cow<'_, str> {
+    let is_plain =
+        |char: char| !char.is_whitespace() && !char.is_control() && !matches!(char, '"' | '=' | '\\');
+    if !text.is_empty() && text.chars().all(is_plain) {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(format!("{text:?}"))
+    }
+}
+
 /// Characters that a terminal would obey, or that can't be seen, as `\u{1b}`.
 fn printable(text: &str) -> String {
     let mut all = String::with_capacity(text.len());
@@ -230,7 +242,7 @@ pub fn run(
                 },
             }
         };
-        note(&format!("connected to={shown} stream={}", target.stream));
+        note(&format!("connected to={shown} stream={}", value(&target.stream)));
         let metrics = Arc::new(Metrics::new(context.client()));
         if let Some(place) = metrics_at {
             metrics::serve(place, metrics.clone()).await.map_err(|error| Error::Metrics(place, error))?;
@@ -360,7 +372,7 @@ async fn stream(connected: &Connected, target: &Target) -> Result<Stream, Error>
     }
     let risks = risks(config);
     if !risks.is_empty() {
-        note(&format!("finds risks stream={name} {}", risks.join(" ")));
+        note(&format!("finds risks stream={} {}", value(name), risks.join(" ")));
     }
     Ok(stream)
 }
@@ -391,6 +403,18 @@ mod tests {
             ..Config::default()
         };
         assert_eq!(risks(&risky), ["storage=memory", "max_age=none", "max_bytes=none", "discard=new"]);
+    }
+
+    #[test]
+    fn a_value_is_told_from_what_follows_it() {
+        for plain in ["dev-1", "127.0.0.1:28257", "/run/p.sock", "0123@usb:1-1", "Gerät"] {
+            assert_eq!(value(plain), plain);
+        }
+        for (text, quoted) in
+            [("a b", r#""a b""#), ("a=b", r#""a=b""#), ("\"", r#""\"""#), ("", r#""""#), ("a\n", r#""a\n""#)]
+        {
+            assert_eq!(value(text), quoted);
+        }
     }
 
     #[test]

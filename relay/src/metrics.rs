@@ -203,6 +203,11 @@ impl Gauges {
         self.connected.set(connected.into());
     }
 
+    /// Its stream goes on behind this number.
+    pub fn begins(&self, seq: u64) {
+        self.last_seq.set(seq);
+    }
+
     /// So many of its messages were read and wait to be sent.
     pub fn queued(&self, messages: usize) {
         self.queued.set(i64::try_from(messages).unwrap_or(i64::MAX));

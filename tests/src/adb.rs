@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -83,9 +83,14 @@ impl Adb {
         Ok(lock(&self.state)?.trackers.len())
     }
 
+    /// Where the agent is put on the device.
+    pub fn program(&self) -> PathBuf {
+        self.home.path().join("plaintapd")
+    }
+
     /// The processes of the agent that was put on the device.
     pub fn agents(&self) -> Result<Vec<u32>> {
-        let path = self.home.path().join("plaintapd");
+        let path = self.program();
         let mut agents = Vec::new();
         for entry in fs::read_dir("/proc")?.flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -203,22 +203,30 @@ impl Device {
 
 /// The program for a machine: the one that was named, else the one beside this program.
 pub fn program(named: Option<&PathBuf>, machine: &str) -> Result<(PathBuf, Vec<u8>), Error> {
-    let path = match named {
-        Some(path) => path.clone(),
-        None => {
-            let name = match machine {
-                // A 32-bit shell on a 64-bit kernel says the latter.
-                "aarch64" | "armv8l" => "plaintapd-aarch64",
-                "x86_64" => "plaintapd-x86_64",
-                other => return Err(Error::Machine(other.to_owned())),
-            };
-            let beside = env::current_exe().ok().and_then(|own| own.canonicalize().ok());
-            let beside = beside.and_then(|own| Some(own.parent()?.join(name)));
-            beside.filter(|path| path.is_file()).ok_or_else(|| Error::NoAgent(name.to_owned()))?
-        }
-    };
-    let bytes = fs::read(&path).map_err(|error| Error::Agent(path.display().to_string(), error))?;
+    let path = program_path(named, machine)?;
+    let bytes = read_program(&path)?;
     Ok((path, bytes))
+}
+
+/// Where that is.
+pub fn program_path(named: Option<&PathBuf>, machine: &str) -> Result<PathBuf, Error> {
+    if let Some(path) = named {
+        return Ok(path.clone());
+    }
+    let name = match machine {
+        // A 32-bit shell on a 64-bit kernel says the latter.
+        "aarch64" | "armv8l" => "plaintapd-aarch64",
+        "x86_64" => "plaintapd-x86_64",
+        other => return Err(Error::Machine(other.to_owned())),
+    };
+    let beside = env::current_exe().ok().and_then(|own| own.canonicalize().ok());
+    let beside = beside.and_then(|own| Some(own.parent()?.join(name)));
+    beside.filter(|path| path.is_file()).ok_or_else(|| Error::NoAgent(name.to_owned()))
+}
+
+/// What is in its file.
+pub fn read_program(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|error| Error::Agent(path.display().to_string(), error))
 }
 
 /// This computer's clock, in seconds.

@@ -2,7 +2,11 @@
 //!
 //! Looked after whenever the way to the device was cut: a device that was away may come back as it was made.
 
-use std::path::PathBuf;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{
     Error,
@@ -16,7 +20,7 @@ use crate::{
 };
 
 /// What is to be there.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Pinned {
     /// The program; `None`: the one beside this program, for the device's CPU.
     pub program: Option<PathBuf>,
@@ -24,6 +28,8 @@ pub struct Pinned {
     pub flags: Vec<String>,
     /// Where these have it listen, as adb names it.
     place: String,
+    /// What was read of it: files that are replaced meanwhile are other programs.
+    read: Mutex<BTreeMap<PathBuf, Arc<[u8]>>>,
 }
 
 /// What was done for it.
@@ -41,7 +47,7 @@ impl Pinned {
     /// `None`: the flags have it listen where adb does not lead.
     pub fn new(program: Option<PathBuf>, flags: Vec<String>) -> Option<Self> {
         let place = agent::place(&flags)?;
-        Some(Self { program, flags: agent::bounded(flags), place })
+        Some(Self { program, flags: agent::bounded(flags), place, read: Mutex::default() })
     }
 
     /// Where it listens on a device.
@@ -56,7 +62,7 @@ impl Pinned {
         server.ensure()?;
         let device = Device { serial: server.choose(serial)?, server };
         let facts = device.facts()?;
-        let (_, program) = device::program(self.program.as_ref(), &facts.machine)?;
+        let program = self.program(&facts.machine)?;
         let root = device.root(&facts, |_| ())?;
         let path = format!("{}/plaintapd", facts.folder);
         let installed = device.install(&program, &path)?;
@@ -80,6 +86,17 @@ impl Pinned {
         let serial = server.choose(serial).ok()?;
         let devices = server.devices().ok()?;
         devices.into_iter().find(|entry| entry.is_called(&serial)).map(|entry| entry.about)
+    }
+
+    fn program(&self, machine: &str) -> Result<Arc<[u8]>, Error> {
+        let path = device::program_path(self.program.as_ref(), machine)?;
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(program) = read.get(&path) {
+            return Ok(program.clone());
+        }
+        let program: Arc<[u8]> = device::read_program(&path)?.into();
+        read.insert(path, program.clone());
+        Ok(program)
     }
 
     fn runs(&self, device: &Device, root: Root, path: &str) -> Result<bool, Error> {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use plaintap_relay::{Incoming, Source, note};
+use plaintap_relay::{Incoming, Source, note, value};
 use tungstenite::Message;
 
 use super::AWAY;
@@ -212,9 +212,9 @@ impl Keeper {
                 self.delay = Duration::ZERO;
                 match kept {
                     Kept::AsItWas => {}
-                    Kept::Started => note(&format!("started plaintapd serial={}", self.serial)),
+                    Kept::Started => note(&format!("started plaintapd serial={}", value(&self.serial))),
                     Kept::Installed => {
-                        note(&format!("installed and started plaintapd serial={}", self.serial))
+                        note(&format!("installed and started plaintapd serial={}", value(&self.serial)))
                     }
                 }
                 Ok(())

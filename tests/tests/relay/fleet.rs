@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,7 @@ use plaintap_tests::agent::Agent;
 use plaintap_tests::driver::{Driver, Side};
 use plaintap_tests::process::{self, Process};
 use plaintap_tests::{BORINGSSL, PATIENCE, need, until};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::nats::Nats;
 use crate::{Scene, command, stream_that_soon_forgets};
@@ -140,6 +141,49 @@ fn an_agent_that_is_put_on_a_device_is_started_again_when_it_serves_no_more() ->
     is_stored_of(&nats, adb::SERIAL, 10_000)
 }
 
+/// A copy of the agent that is another program: with a byte more.
+fn other_version(at: &Path) -> Result<()> {
+    process::copy_program(&need::binary("plaintapd")?, at)?;
+    // By another program, as that copies it.
+    let status = Command::new("sh").args(["-c", "echo >>\"$0\""]).arg(at).status()?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+#[test]
+fn another_version_on_a_device_is_replaced_by_the_one_that_was_there_when_the_relay_began() -> Result<()> {
+    let driver = Driver::start(BORINGSSL)?;
+    let (adb, nats) = (Adb::start()?, Nats::start(&[])?);
+    let (pid, place) = (driver.pid().to_string(), format!("ws+unix:@plaintap-tests-{}", adb.port));
+    let flags = ["--ecaptureq", &place, "--library", BORINGSSL, "--pid", &pid, "--memory-limit", "8M"];
+    other_version(&adb.program())?;
+    let mut other = Process::start(Command::new(adb.program()).args(flags))?;
+    other.stderr.wait_for(0, "the other version", |line| line.contains("listening url="))?;
+
+    let folder = TempDir::with_prefix("plaintap-agent-")?;
+    let pinned = folder.path().join("plaintapd");
+    process::copy_program(&need::binary("plaintapd")?, &pinned)?;
+    adb.plug(0)?;
+    let agent = pinned.to_str().context("a path that is no text")?;
+    let relay = relay_of_all(&adb, &nats, &[&["--install", "--agent", agent, "--"][..], &flags].concat())?;
+    other.wait()?;
+    let started = |line: &str| line.contains("started plaintapd serial=FAKE");
+    let (at, line) = relay.stderr.wait_for(0, "the agent to be started", started)?;
+    ensure!(line.contains("installed and started"), "{line}");
+    relay.stderr.wait_for(at, "the source", |line| line.contains("source is there device=FAKE"))?;
+
+    std::fs::remove_file(&pinned)?;
+    other_version(&pinned)?;
+    for pid in adb.agents()? {
+        // One half may take the other along.
+        let _ = process::send(pid, Signal::SIGKILL);
+    }
+    let (_, line) = relay.stderr.wait_for(at + 1, "the agent to be started again", started)?;
+    ensure!(!line.contains("installed"), "{line}");
+    ensure!(std::fs::read(adb.program())? == std::fs::read(need::binary("plaintapd")?)?, "another program");
+    Ok(())
+}
+
 #[test]
 fn a_device_that_has_to_be_told_from_another_goes_on_by_its_other_name_and_keeps_it() -> Result<()> {
     let mut driver = Driver::start(BORINGSSL)?;
@@ -214,7 +258,8 @@ fn metrics_tell_of_each_device_how_it_goes_and_health_whether_all_is_well() -> R
     let mut scene = Scene::set()?;
     let device = "lab \"1\"";
     let (relay, port) = relay_with_metrics(&[(device, &scene.agent.url)], &scene.nats)?;
-    relay.stderr.wait_for(0, "the source", |line| line.contains("source is there"))?;
+    let (_, line) = relay.stderr.wait_for(0, "the source", |line| line.contains("source is there"))?;
+    ensure!(line.ends_with(r#" device="lab \"1\"""#), "{line}");
     scene.load(20)?;
     let stored = scene.is_stored()?;
     let last = stored.iter().map(|message| message.seq).max().context("nothing")?;
@@ -238,5 +283,11 @@ fn metrics_tell_of_each_device_how_it_goes_and_health_whether_all_is_well() -> R
     until("health to be none", || Ok((asked(port, "GET /health")?.0 == "503").then_some(())))?;
     scene.nats.start_again()?;
     scene.load(1)?;
-    until("health", || Ok((asked(port, "GET /health")?.0 == "200").then_some(())))
+    until("health", || Ok((asked(port, "GET /health")?.0 == "200").then_some(())))?;
+
+    // A relay that goes on says where, before it has stored anything.
+    drop(relay);
+    let (_relay, port) = relay_with_metrics(&[(device, "ws://127.0.0.1:1/")], &scene.nats)?;
+    until("the last number", || Ok(metric(port, "last_seq", device)?.filter(|seq| *seq >= last as f64)))
+        .map(drop)
 }
