@@ -5,6 +5,7 @@
 //! knows what was sent and what is missing, `device` has it stored, `metrics` tells who asks how that goes.
 //!
 //! `read` is the way back: a device's messages out of the stream, for whoever shows or records them.
+#![forbid(unsafe_code)]
 
 pub mod connect;
 pub mod device;

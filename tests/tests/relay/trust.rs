@@ -118,7 +118,7 @@ fn a_server_is_trusted_by_its_authority_and_trusts_credentials() -> Result<()> {
 /// The configuration in docs/fleet.md, whose lines are indented by four.
 fn documented() -> Result<String> {
     let page = include_str!("../../../docs/fleet.md");
-    let (_, rest) = page.split_once("    authorization {").context("docs/fleet.md has no authorization")?;
+    let (_, rest) = page.split_once("\n    authorization {").context("docs/fleet.md has no authorization")?;
     let (inside, _) = rest.split_once("\n    }").context("docs/fleet.md's authorization has no end")?;
     Ok(format!("authorization {{{inside}\n}}\n").replace("$RELAY", "one").replace("$READER", "two"))
 }
