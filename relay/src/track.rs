@@ -44,8 +44,8 @@ impl Outgoing {
         Self { kind: Kind::Log, seq, gap: messages, about: None, body: entry.encode_to_vec().into(), place }
     }
 
-    /// Whether the device's stream is at this message once it is sent. Lines that come ahead of what is between are sent again by
-    /// each relay, until that has come.
+    /// Whether the device's stream is at this message once it is sent. One that comes ahead of what is between is sent by each of two
+    /// relays that begin at once.
     pub fn moves(&self) -> bool {
         self.seq > 0 && self.place.seq >= self.seq
     }
@@ -86,7 +86,7 @@ pub struct Track {
     place: Place,
     /// Numbers tell what is missing: nothing is left out on purpose.
     whole: bool,
-    /// Lines of the place's run up to this number were stored by a relay before, though the place may not be behind them.
+    /// Lines of the place's run up to this number were sent, though the place may not be behind them.
     lines: u64,
     /// What came since there was a connection, until a heartbeat says which run it is of.
     waiting: Option<Waiting>,
@@ -229,9 +229,13 @@ impl Track {
             Some(Payload::HeartbeatPayload(_)) => (Kind::Heartbeat, None),
             _ => (Kind::Log, None),
         };
-        if kind != Kind::Log || seq == 0 || seq > self.lines {
-            out.push(Outgoing { kind, seq, place: self.place.clone(), gap: 0, about, body });
+        if kind == Kind::Log && seq > 0 {
+            if seq <= self.lines {
+                return;
+            }
+            self.lines = seq;
         }
+        out.push(Outgoing { kind, seq, place: self.place.clone(), gap: 0, about, body });
     }
 
     /// Says that messages are missing behind number `after`, up to our place.
@@ -317,6 +321,8 @@ mod tests {
             taken(&mut track, &[line(1), heartbeat("s", 0)]),
             [(Kind::Log, 1, 0, 0), (Kind::Heartbeat, 0, 0, 0)]
         );
+        track.connected();
+        assert_eq!(taken(&mut track, &[line(1), heartbeat("s", 0)]), [(Kind::Heartbeat, 0, 0, 0)]);
     }
 
     #[test]
