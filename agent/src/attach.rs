@@ -84,8 +84,12 @@ pub fn run(link: Link, args: &Args, sizes: Sizes, signals: &SigSet, child: Pid) 
             break false;
         }
         half.targets.judge(&mut half.capture);
+        let was_idle = half.targets.is_idle();
         if let Err(error) = half.targets.step(&mut half.capture) {
             log::warn!("not attached: {}", chain(&error));
+        }
+        if !was_idle && half.targets.is_idle() {
+            memory::give_back();
         }
         half.wipe_some()?;
     };
@@ -180,6 +184,8 @@ impl<'a> Half<'a> {
             half.capture.pause()?;
             half.capture.unhook();
             log::info!("on demand: probes are put in place when a client connects");
+            drop((found, finder));
+            memory::give_back();
             return Ok((half, None, hooked));
         }
         found.into_iter().for_each(|change| half.targets.push(change));

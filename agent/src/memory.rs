@@ -93,7 +93,7 @@ impl Sizes {
     }
 }
 
-/// Gives freed memory back to the system: what is read of the kernel's types and of many libraries takes some 10 MiB for a
+/// Gives freed memory back to the system: what is read of the kernel's types and of many libraries takes some 15 MiB for a
 /// moment, and glibc would keep the room for good. musl and Android's C library give it back by themselves.
 pub fn give_back() {
     #[cfg(target_env = "musl")]

@@ -73,6 +73,22 @@ fn with_a_full_journal_and_a_client_all_that_is_kept_stays_below_the_limit() -> 
 }
 
 #[test]
+fn on_demand_little_is_kept_while_nobody_watches() -> Result<()> {
+    // What `--memory-limit` reckons with, for both halves.
+    const OWN: u64 = 5 << 19;
+    let agent = Agent::start(&["--on-demand", "--linger", "1", "--memory-limit", "8M", "--no-scan"])?;
+    let at_rest = |when: &str| {
+        until(&format!("little of its own to be kept {when}"), || Ok((kept(&agent)?.1 <= OWN).then_some(())))
+    };
+    at_rest("before the first client")?;
+    let client = Client::connect(&agent.url)?;
+    agent.log().wait_for(0, "a library", |line| line.contains(" attached library="))?;
+    drop(client);
+    agent.log().wait_for(0, "its word", |line| line.contains("what was kept is forgotten"))?;
+    at_rest("after the last client")
+}
+
+#[test]
 fn a_limit_that_can_not_be_kept_is_refused_with_the_remedy() -> Result<()> {
     for (flags, remedy) in [
         (&["--memory-limit", "1M"][..], "the least that works is"),
