@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -52,9 +52,13 @@ const OPTIONS: [&str; 10] = [
 const PROPERTIES: [&str; 4] =
     ["ro.build.fingerprint", "ro.build.version.", "ro.product.cpu.", "ro.build.type"];
 
-/// Writes the report to a new file that only its owner may read.
-pub fn write(path: &Path, examined: &Examined) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+/// Makes a new file for the report, which only its owner may read.
+pub fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Writes the report.
+pub fn write(mut file: File, examined: &Examined) -> io::Result<()> {
     file.write_all(text(examined).as_bytes())
 }
 

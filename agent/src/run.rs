@@ -176,10 +176,14 @@ fn run() -> Result<u8, Error> {
         Parsed::Print(text) => return print(&text),
         Parsed::List(args) => return print(&list::list(&args)),
         Parsed::Doctor(args) => {
+            // Before it takes its time.
+            let file = args.report.as_deref().map(report::create).transpose();
+            let kept = |source| Error::Report { path: args.report.clone().unwrap_or_default(), source };
+            let file = file.map_err(kept)?;
             let examined = doctor::examine(&args);
             print(&doctor::report(&examined.findings))?;
-            if let Some(path) = args.report {
-                report::write(&path, &examined).map_err(|source| Error::Report { path, source })?;
+            if let Some(file) = file {
+                report::write(file, &examined).map_err(kept)?;
             }
             return Ok(doctor::exit_code(&examined.findings));
         }

@@ -101,6 +101,11 @@ impl FromStr for Address {
                 rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
             // Both ws+unix:/path and ws+unix:///path.
             let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);
+            if path.starts_with('@') {
+                return Err(wrong(
+                    "is an abstract socket, which adb leads to: adb forward tcp:28257 localabstract:NAME",
+                ));
+            }
             if !path.starts_with('/') {
                 return Err(wrong("names no socket by its whole path"));
             }

@@ -216,10 +216,19 @@ fn track(news: &mpsc::Sender<News>) {
     loop {
         let tracked = Server::find().and_then(|server| {
             server.ensure()?;
+            let mut told = false;
             // What it tells has no ports in it, and they are asked for.
             server.track(|_| {
+                let devices = server.devices()?;
+                if !std::mem::replace(&mut told, true) {
+                    let usable = devices.iter().filter(|device| device.state == "device").count();
+                    note(&format!(
+                        "follows the devices of adb usable={usable} others={}",
+                        devices.len() - usable
+                    ));
+                }
                 // Nobody listens at the process's end.
-                let _ = news.send(News::Devices(server.devices()?));
+                let _ = news.send(News::Devices(devices));
                 Ok(())
             })
         });

@@ -170,17 +170,20 @@ async fn relay(mut device: Device, source: Named, gauges: &Gauges, mut wanted: w
                 }
             };
             let Some(message) = message else { break false };
-            gauges.queued(receiver.len());
-            if let Err(Fenced) = device.store(message).await {
+            let stored = device.store(message).await;
+            gauges.unqueued();
+            if let Err(Fenced) = stored {
                 break true;
             }
         };
         if !fenced {
             return;
         }
-        drop(receiver);
+        receiver.close();
+        while receiver.recv().await.is_some() {
+            gauges.unqueued();
+        }
         gauges.connected(false);
-        gauges.queued(0);
         note(&format!("stays back, as another relay sends it, or this one by another name device={name}"));
         let _back = gauges.back();
         let mut before = None;
@@ -226,7 +229,9 @@ fn read(
             Incoming::Message(bytes) => match track.take(bytes) {
                 Ok(messages) => {
                     for message in messages {
+                        gauges.queued();
                         if sender.blocking_send(message).is_err() {
+                            gauges.unqueued();
                             return;
                         }
                     }

@@ -208,9 +208,14 @@ impl Gauges {
         self.last_seq.set(seq);
     }
 
-    /// So many of its messages were read and wait to be sent.
-    pub fn queued(&self, messages: usize) {
-        self.queued.set(i64::try_from(messages).unwrap_or(i64::MAX));
+    /// One more of its messages was read, and waits to be stored.
+    pub fn queued(&self) {
+        self.queued.inc();
+    }
+
+    /// One waits no more.
+    pub fn unqueued(&self) {
+        self.queued.dec();
     }
 
     /// A message was stored, so long after it was sent.

@@ -281,8 +281,15 @@ fn metrics_tell_of_each_device_how_it_goes_and_health_whether_all_is_well() -> R
 
     scene.nats.kill()?;
     until("health to be none", || Ok((asked(port, "GET /health")?.0 == "503").then_some(())))?;
+    scene.load(40)?;
+    until("as much as may to wait", || {
+        Ok(metric(port, "queued_messages", device)?.filter(|queued| *queued == 18.0))
+    })?;
     scene.nats.start_again()?;
-    scene.load(1)?;
+    until(
+        "nothing to wait",
+        || Ok(metric(port, "queued_messages", device)?.filter(|queued| *queued == 0.0)),
+    )?;
     until("health", || Ok((asked(port, "GET /health")?.0 == "200").then_some(())))?;
 
     // A relay that goes on says where, before it has stored anything.
