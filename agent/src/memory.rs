@@ -6,7 +6,7 @@ use crate::args::{Args, RingSize, Size};
 const TABLE_ENTRY: usize = 720;
 /// What the maps take that have one size always; measured in the same way: 690 KiB.
 const OTHER_MAPS: usize = 768 << 10;
-/// What the two processes have of their own: at rest 0.6 MiB, and 1.8 MiB more once as many connections, processes and files were
+/// What the two processes have of their own: at rest 0.8 MiB, and 1.5 MiB more once as many connections, processes and files were
 /// seen as are remembered.
 const OWN: usize = 5 << 19;
 /// The smallest ring and journal that hold some of the largest records.
