@@ -15,7 +15,7 @@ use plaintap_tests::{BORINGSSL, PATIENCE, need, until};
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::nats::Nats;
-use crate::{Scene, command, stream_that_soon_forgets};
+use crate::scene::{Scene, command, stream_that_soon_forgets};
 
 /// Waits until messages of a device with so many bytes and more are stored.
 fn is_stored_of(nats: &Nats, device: &str, bytes: usize) -> Result<()> {

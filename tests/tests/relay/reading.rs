@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::nats::{Nats, Stored};
-use super::{Scene, relay};
+use super::scene::{Scene, relay};
 
 impl Scene {
     fn url(&self, query: &str) -> String {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::nats::Nats;
-use crate::{Scene, command};
+use crate::scene::{Scene, command};
 
 /// An authority, a server's certificate by it, and its key: `ca.pem`, `cert.pem` and `key.pem`.
 fn certificates(folder: &Path) -> Result<()> {
