@@ -77,6 +77,7 @@ def sbom(program: str, paths: list[str], libraries: list[str]) -> dict:
     # As path+file:///…/agent#plaintapd@0.1.0.
     (root,) = {unit["pkg_id"] for unit in units(paths[0]) if unit["target"]["kind"] == ["bin"] and unit["target"]["name"] == program}
     (target,) = {unit["platform"] for unit in units(paths[0])}
+    ours = tomllib.loads(Path("Cargo.toml").read_text())["workspace"]["package"]["license"]
 
     def component(kind: str, scheme: str, name: str, version: str, licence: str) -> dict:
         purl = f"pkg:{scheme}/{name}@{version}"
@@ -96,7 +97,7 @@ def sbom(program: str, paths: list[str], libraries: list[str]) -> dict:
         "serialNumber": f"urn:uuid:{uuid.uuid5(NAMESPACE, digest)}",
         "version": 1,
         "metadata": {
-            "component": component("application", "cargo", program, root.rpartition("@")[2], "MIT OR Apache-2.0"),
+            "component": component("application", "cargo", program, root.rpartition("@")[2], ours),
             "properties": [{"name": "target", "value": target}],
         },
         "components": components,

@@ -212,15 +212,15 @@ fn choose(
 
 /// Tells which devices adb has, whenever that changes.
 fn track(news: &mpsc::Sender<News>) {
-    let mut told = String::new();
+    let (mut told, mut followed) = (String::new(), false);
     loop {
         let tracked = Server::find().and_then(|server| {
             server.ensure()?;
-            let mut told = false;
             // What it tells has no ports in it, and they are asked for.
             server.track(|_| {
                 let devices = server.devices()?;
-                if !std::mem::replace(&mut told, true) {
+                // Once: a server that comes and goes is told of by what it was lacking.
+                if !std::mem::replace(&mut followed, true) {
                     let usable = devices.iter().filter(|device| device.state == "device").count();
                     note(&format!(
                         "follows the devices of adb usable={usable} others={}",
