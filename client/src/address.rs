@@ -392,6 +392,8 @@ mod tests {
             assert!(error.starts_with(&format!("{text:?} ")), "{error}");
             assert!(error.ends_with("try ws://127.0.0.1:28257/ or adb:SERIAL"), "{error}");
         }
+        let error = "ws+unix:@plaintap".parse::<Address>().unwrap_err().to_string();
+        assert!(error.contains("adb forward tcp:28257 localabstract:"), "{error}");
         for text in
             ["ws://u:SECRET@h/", "wss://h/?token=SECRET", "adb:a b?token=SECRET", "ws+unix:p?token=SECRET"]
         {
